@@ -1,0 +1,3372 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Tests for converting guest_memfd memory between private and shared, in place,
+ * with KVM_SET_MEMORY_ATTRIBUTES2.
+ *
+ * What KVM promises to users of the ioctl, and what the tests refer to by
+ * number:
+ *
+ *  1. All or nothing.  A call that fails has changed no attribute and no
+ *     contents anywhere in the range.
+ *  4. In place.  The physical page stays and, for software-protected VMs, so do
+ *     its contents, in both directions, however often.
+ *  5. Nothing leaks.  A page is zero the first time anyone sees it.
+ *  6. Host access to a private page is SIGBUS for direct access, and fails
+ *     through the kernel, in every process that maps it, also after fork() and
+ *     mremap().
+ *  7. Every kind of outside reference makes to-private fail with EAGAIN at the
+ *     right offset while it is held, and succeed once it is released.
+ *  8. A range already in the wanted state: success, and nothing is unmapped.
+ *     In a mixed range, pages already in the wanted state keep their guest
+ *     mappings.
+ *  9. Punching a hole drops contents and keeps state.
+ * 10. Bindings: one file bound to several slots, slots at odd offsets, a slot
+ *     smaller than the file, slot deletion and re-creation, the VM gone while
+ *     the fd lives, the fd closed while mappings live: state and mappings stay
+ *     right.
+ * 15. VMs that track attributes in the VM behave as before.
+ * 16. No sequence of conversions, however fragmented, can hurt the host.
+ * 17. A host fault in flight is waited for, not reported.
+ *
+ * All tests run with VMs that track attributes in guest_memfd, no matter what
+ * kvm.vm_memory_attributes says, as a VM can opt in.
+ */
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <linux/falloc.h>
+#include <linux/stddef.h>
+#include <linux/io_uring.h>
+#include <linux/kvm_para.h>
+#include <linux/sizes.h>
+
+#include "../../../../mm/gup_test.h"
+
+#include "kvm_syscalls.h"
+#include "kvm_test_harness.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "test_util.h"
+#include "ucall_common.h"
+
+/* The ABI is fixed, i.e. isn't whatever the header of the day says. */
+kvm_static_assert(KVM_SET_MEMORY_ATTRIBUTES2 == 0xc080aed2);
+kvm_static_assert(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES == 252);
+kvm_static_assert(KVM_MEMORY_ATTRIBUTE_PRIVATE == 1ull << 3);
+kvm_static_assert(GUEST_MEMFD_FLAG_MMAP == 1ull << 0);
+kvm_static_assert(GUEST_MEMFD_FLAG_INIT_SHARED == 1ull << 1);
+kvm_static_assert(sizeof(struct kvm_memory_attributes2) == 128);
+kvm_static_assert(offsetof(struct kvm_memory_attributes2, address) == 0);
+kvm_static_assert(offsetof(struct kvm_memory_attributes2, offset) == 0);
+kvm_static_assert(offsetof(struct kvm_memory_attributes2, size) == 8);
+kvm_static_assert(offsetof(struct kvm_memory_attributes2, attributes) == 16);
+kvm_static_assert(offsetof(struct kvm_memory_attributes2, flags) == 24);
+kvm_static_assert(offsetof(struct kvm_memory_attributes2, error_offset) == 32);
+kvm_static_assert(offsetof(struct kvm_memory_attributes2, reserved) == 40);
+
+#define ATTR_PRIVATE		KVM_MEMORY_ATTRIBUTE_PRIVATE
+#define ATTR_SHARED		0ull
+
+/* A value that KVM can't legitimately write to error_offset. */
+#define ERROR_OFFSET_CANARY	0xdead0000beef0001ull
+
+/* Memory under test.  The lowest 4gb have slot0, the PCI hole, and so on. */
+#define TEST_SLOT		10
+#define TEST_GPA		((gpa_t)SZ_4G)
+#define NR_PAGES		16
+#define NR_GUEST_PAGES		64
+
+#define MMAP_SHARED		(GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
+#define MMAP_PRIVATE		GUEST_MEMFD_FLAG_MMAP
+
+static size_t page_size;
+
+/*
+ * Architecture specific bits: the VM type that has private memory on hardware
+ * that does not do confidential VMs, and how a guest asks for a conversion.
+ */
+#ifdef __x86_64__
+#define PRIVATE_VM_TYPE		KVM_X86_SW_PROTECTED_VM
+
+static bool arch_has_private_vms(void)
+{
+	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(PRIVATE_VM_TYPE);
+}
+
+static void arch_enable_conversion_exits(struct kvm_vm *vm)
+{
+	vm_enable_cap(vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
+}
+
+static void arch_guest_convert(gpa_t gpa, u64 size, bool private)
+{
+	kvm_hypercall_map_gpa_range(gpa, size,
+				    private ? KVM_MAP_GPA_RANGE_ENCRYPTED :
+					      KVM_MAP_GPA_RANGE_DECRYPTED);
+}
+
+/* Returns true if the vCPU exited to ask for a conversion. */
+static bool arch_is_conversion_exit(struct kvm_vcpu *vcpu, gpa_t *gpa,
+				    u64 *size, bool *private)
+{
+	struct kvm_run *run = vcpu->run;
+
+	if (run->exit_reason != KVM_EXIT_HYPERCALL)
+		return false;
+
+	TEST_ASSERT_EQ(run->hypercall.nr, KVM_HC_MAP_GPA_RANGE);
+	*gpa = run->hypercall.args[0];
+	*size = run->hypercall.args[1] * PAGE_SIZE;
+	*private = run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED;
+	run->hypercall.ret = 0;
+	return true;
+}
+
+/* The number of guest faults that KVM resolved by creating a mapping. */
+static u64 arch_nr_guest_faults(struct kvm_vcpu *vcpu)
+{
+	return vcpu_get_stat(vcpu, pf_fixed);
+}
+#else
+#error "Tell the test how to run guests with private memory"
+#endif
+
+/*
+ * Page contents.  Every word of a page is unique within the file for a given
+ * tag, so that misplaced pages are noticed.  Tag '0' stands for a zeroed page.
+ */
+static u64 page_word(u8 tag, u64 page, size_t word)
+{
+	if (!tag)
+		return 0;
+
+	return (u64)tag << 56 | page << 16 | word;
+}
+
+static void fill_page(u64 *mem, u8 tag, u64 page, size_t size)
+{
+	size_t i;
+
+	for (i = 0; i < size / sizeof(*mem); i++)
+		WRITE_ONCE(mem[i], page_word(tag, page, i));
+}
+
+/* Returns the index of the first unexpected word, or -1 if all is well. */
+static long check_page(u64 *mem, u8 tag, u64 page, size_t size)
+{
+	size_t i;
+
+	for (i = 0; i < size / sizeof(*mem); i++) {
+		if (READ_ONCE(mem[i]) != page_word(tag, page, i))
+			return i;
+	}
+	return -1;
+}
+
+/*
+ * The guest does what the host asks for, one command per KVM_RUN.
+ */
+enum guest_op {
+	GUEST_FILL,
+	GUEST_CHECK,
+	GUEST_TOUCH,
+	GUEST_CONVERT,
+};
+
+struct guest_cmd {
+	enum guest_op op;
+	gva_t gva;
+	/* The first page's index, as far as contents are concerned. */
+	u64 first;
+	u64 nr;
+	bool private;
+	u8 tags[NR_GUEST_PAGES];
+};
+
+static struct guest_cmd guest_cmd;
+
+static void guest_code(void)
+{
+	struct guest_cmd *cmd = &guest_cmd;
+	u64 i, *mem;
+	long bad;
+
+	for (;;) {
+		for (i = 0; i < READ_ONCE(cmd->nr); i++) {
+			u64 page = cmd->first + i;
+
+			if (cmd->op == GUEST_CONVERT) {
+				arch_guest_convert(cmd->gva, cmd->nr * page_size,
+						   cmd->private);
+				break;
+			}
+
+			mem = (u64 *)(cmd->gva + i * page_size);
+			switch (cmd->op) {
+			case GUEST_FILL:
+				fill_page(mem, cmd->tags[i], page, page_size);
+				break;
+			case GUEST_CHECK:
+				bad = check_page(mem, cmd->tags[i], page, page_size);
+				__GUEST_ASSERT(bad < 0,
+					       "Guest expected 0x%lx in page %lu, word %ld, got 0x%lx",
+					       page_word(cmd->tags[i], page, bad),
+					       page, bad, mem[bad]);
+				break;
+			case GUEST_TOUCH:
+				READ_ONCE(*mem);
+				break;
+			default:
+				GUEST_FAIL("Unknown command %u", cmd->op);
+			}
+		}
+		GUEST_SYNC(0);
+	}
+}
+
+static void guest_run(struct kvm_vcpu *vcpu, struct guest_cmd *cmd)
+{
+	struct kvm_vm *vm = vcpu->vm;
+	struct ucall uc;
+	bool private;
+	gpa_t gpa;
+	u64 size;
+
+	TEST_ASSERT(cmd->nr <= NR_GUEST_PAGES, "Too many pages: %lu",
+		    cmd->nr);
+	write_guest_global(vm, guest_cmd, *cmd);
+
+	for (;;) {
+		vcpu_run(vcpu);
+
+		if (arch_is_conversion_exit(vcpu, &gpa, &size, &private)) {
+			vm_mem_set_attributes(vm, gpa, size,
+					      private ? ATTR_PRIVATE : ATTR_SHARED);
+			continue;
+		}
+
+		switch (get_ucall(vcpu, &uc)) {
+		case UCALL_SYNC:
+			return;
+		case UCALL_ABORT:
+			REPORT_GUEST_ASSERT(uc);
+			break;
+		default:
+			TEST_FAIL("Unknown ucall 0x%lx, exit reason %u (%s)",
+				  uc.cmd, vcpu->run->exit_reason,
+				  exit_reason_str(vcpu->run->exit_reason));
+		}
+	}
+}
+
+static void guest_do(struct kvm_vcpu *vcpu, enum guest_op op, gpa_t gpa,
+		     u64 first, u64 nr, u8 tag)
+{
+	struct guest_cmd cmd = {
+		.op = op,
+		.gva = gpa,
+		.first = first,
+		.nr = nr,
+	};
+
+	memset(cmd.tags, tag, sizeof(cmd.tags));
+	guest_run(vcpu, &cmd);
+}
+
+static struct kvm_vm *create_vm(struct kvm_vcpu **vcpu)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = PRIVATE_VM_TYPE,
+	};
+	struct kvm_vm *vm = __vm_create(shape, 1, 0);
+
+	vm_enable_gmem_attributes(vm);
+	arch_enable_conversion_exits(vm);
+
+	*vcpu = vm_vcpu_add(vm, 0, guest_code);
+	kvm_arch_vm_finalize_vcpus(vm);
+
+	sync_global_to_guest(vm, page_size);
+	virt_map(vm, TEST_GPA, TEST_GPA, NR_GUEST_PAGES);
+	return vm;
+}
+
+static u8 *mmap_gmem(int fd, u64 size)
+{
+	return kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+}
+
+static bool host_access(u64 *mem, bool write)
+{
+	struct sigaction sa_old, sa_new = {
+		.sa_handler = expect_sigbus_handler,
+	};
+
+	sigaction(SIGBUS, &sa_new, &sa_old);
+	if (sigsetjmp(expect_sigbus_jmpbuf, 1)) {
+		sigaction(SIGBUS, &sa_old, NULL);
+		return false;
+	}
+
+	if (write)
+		WRITE_ONCE(*mem, 0xbad);
+	else
+		READ_ONCE(*mem);
+
+	sigaction(SIGBUS, &sa_old, NULL);
+	return true;
+}
+
+static bool host_can_read(void *mem)
+{
+	return host_access(mem, false);
+}
+
+/* Note, clobbers memory if the access works out. */
+static bool host_can_write(void *mem)
+{
+	return host_access(mem, true);
+}
+
+static void __assert_private(void *mem, int line)
+{
+	TEST_ASSERT(!host_can_read(mem),
+		    "Line %d: host can read private memory", line);
+	TEST_ASSERT(!host_can_write(mem),
+		    "Line %d: host can write private memory", line);
+}
+
+#define assert_private(mem)		__assert_private(mem, __LINE__)
+
+static void __assert_shared(void *mem, u8 tag, u64 page, int line)
+{
+	u64 *words = mem;
+	long bad;
+
+	TEST_ASSERT(host_can_read(mem),
+		    "Line %d: host can't read page %lu, which should be shared",
+		    line, page);
+
+	bad = check_page(mem, tag, page, page_size);
+	TEST_ASSERT(bad < 0,
+		    "Line %d: host expected 0x%lx in page %lu, word %ld, got 0x%lx",
+		    line, page_word(tag, page, bad),
+		    page, bad, words[bad]);
+}
+
+#define assert_shared(mem, tag, page)	__assert_shared(mem, tag, page, __LINE__)
+
+#define PM_PRESENT	BIT_ULL(63)
+#define PM_PFN_MASK	GENMASK_ULL(54, 0)
+
+static u64 pagemap_entry(void *mem)
+{
+	u64 entry;
+	int fd;
+
+	fd = open("/proc/self/pagemap", O_RDONLY);
+	TEST_ASSERT(fd >= 0, "Failed to open pagemap");
+	TEST_ASSERT_EQ(pread(fd, &entry, sizeof(entry),
+			     (unsigned long)mem / page_size * sizeof(entry)),
+		       sizeof(entry));
+	kvm_close(fd);
+	return entry;
+}
+
+/* Returns whether or not the page has a PTE, without changing that. */
+static bool host_is_mapped(void *mem)
+{
+	return pagemap_entry(mem) & PM_PRESENT;
+}
+
+static u64 host_pfn(void *mem)
+{
+	u64 pfn;
+
+	TEST_ASSERT(host_can_read(mem), "Host can't read shared memory");
+	pfn = pagemap_entry(mem) & PM_PFN_MASK;
+	TEST_ASSERT(pfn, "PFNs need CAP_SYS_ADMIN");
+	return pfn;
+}
+
+static void punch_hole(int fd, u64 offset, u64 size)
+{
+	kvm_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size);
+}
+
+/*
+ * A reference on one page of memory, held by a pipe.
+ */
+struct pin {
+	int pipe[2];
+};
+
+static void pin_page(struct pin *pin, void *mem)
+{
+	struct iovec iov = {
+		.iov_base = mem,
+		.iov_len = page_size,
+	};
+
+	TEST_ASSERT(!pipe(pin->pipe), "pipe() failed");
+	TEST_ASSERT_EQ(vmsplice(pin->pipe[1], &iov, 1, 0), page_size);
+}
+
+static void unpin_page(struct pin *pin)
+{
+	kvm_close(pin->pipe[0]);
+	kvm_close(pin->pipe[1]);
+}
+
+/* Verify what a holder of the reference sees, and put the reference. */
+static void unpin_page_and_check(struct pin *pin, u8 tag, u64 page)
+{
+	u64 *buf = malloc(page_size);
+
+	TEST_ASSERT(buf, "malloc() failed");
+	TEST_ASSERT_EQ(read(pin->pipe[0], buf, page_size), page_size);
+	TEST_ASSERT(check_page(buf, tag, page, page_size) < 0,
+		    "Unexpected contents in pinned page");
+	free(buf);
+	unpin_page(pin);
+}
+
+/*
+ * Returns the errno of a conversion, '0' on success.  Verify that error_offset
+ * is written only if the error says so, and then never lies below the range.
+ */
+static int __try_convert(int fd, u64 offset, u64 size, u64 attributes,
+			 u64 *error_offset)
+{
+	int r, err;
+
+	*error_offset = ERROR_OFFSET_CANARY;
+	r = __gmem_set_memory_attributes(fd, offset, size, attributes,
+					 error_offset);
+	err = r ? errno : 0;
+	TEST_ASSERT(!r || r == -1, "ioctl() returned %d", r);
+
+	if (err == EAGAIN)
+		TEST_ASSERT(*error_offset >= offset &&
+			    *error_offset < offset + size &&
+			    !(*error_offset % page_size),
+			    "Bad error_offset 0x%lx", *error_offset);
+	else if (err == ENOMEM)
+		TEST_ASSERT_EQ(*error_offset, offset);
+	else
+		TEST_ASSERT_EQ(*error_offset, ERROR_OFFSET_CANARY);
+
+	return err;
+}
+
+static int try_convert(int fd, u64 offset, u64 size, u64 attributes)
+{
+	u64 error_offset;
+
+	return __try_convert(fd, offset, size, attributes, &error_offset);
+}
+
+static void run_in_child(void (*fn)(void *data), void *data)
+{
+	int status;
+	pid_t pid;
+
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork() failed");
+	if (!pid) {
+		fn(data);
+		_exit(KSFT_PASS);
+	}
+
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT(WIFEXITED(status) && WEXITSTATUS(status) == KSFT_PASS,
+		    "Child failed, wait status = 0x%x", status);
+}
+
+static struct kvm_random_state new_rng(void)
+{
+	return new_kvm_random_state(kvm_random_seed);
+}
+
+/* Returns what kvm.vm_memory_attributes says, 'N' if it doesn't exist. */
+static bool is_vm_scoped_default(void)
+{
+	const char *path = "/sys/module/kvm/parameters/vm_memory_attributes";
+
+	return !access(path, F_OK) && get_kvm_param_bool("vm_memory_attributes");
+}
+
+/*
+ * One VM with one vCPU and one file, all of it bound to one memslot and mapped
+ * in the host, and a model of what each of the file's pages ought to be.  All
+ * memory is shared, and zero, to begin with.
+ */
+FIXTURE(gmem) {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	int fd;
+	u64 size;
+	u8 *mem;
+	struct {
+		bool private;
+		u8 tag;
+	} pages[NR_PAGES];
+};
+
+FIXTURE_VARIANT(gmem) {
+	u64 flags;
+	bool slot_has_hva;
+};
+
+FIXTURE_VARIANT_ADD(gmem, init_shared) {
+	.flags = MMAP_SHARED,
+	.slot_has_hva = true,
+};
+
+FIXTURE_VARIANT_ADD(gmem, init_private) {
+	.flags = MMAP_PRIVATE,
+	.slot_has_hva = false,
+};
+
+FIXTURE_SETUP(gmem)
+{
+	self->vm = create_vm(&self->vcpu);
+	self->size = NR_PAGES * page_size;
+	self->fd = vm_create_guest_memfd(self->vm, self->size, variant->flags);
+	self->mem = mmap_gmem(self->fd, self->size);
+
+	if (!(variant->flags & GUEST_MEMFD_FLAG_INIT_SHARED))
+		gmem_set_shared(self->fd, 0, self->size);
+
+	vm_set_user_memory_region2(self->vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD,
+				   TEST_GPA, self->size,
+				   variant->slot_has_hva ? self->mem : NULL,
+				   self->fd, 0);
+}
+
+FIXTURE_TEARDOWN(gmem)
+{
+	if (self->mem)
+		kvm_munmap(self->mem, self->size);
+	if (self->fd >= 0)
+		kvm_close(self->fd);
+	kvm_vm_free(self->vm);
+}
+
+#define gmem_data FIXTURE_DATA(gmem)
+
+static u8 *page_hva(gmem_data *self, u64 page)
+{
+	return self->mem + page * page_size;
+}
+
+static gpa_t page_gpa(u64 page)
+{
+	return TEST_GPA + page * page_size;
+}
+
+static void convert(gmem_data *self, u64 page, u64 nr, u64 attributes)
+{
+	u64 i;
+	int r;
+
+	r = try_convert(self->fd, page * page_size, nr * page_size, attributes);
+	TEST_ASSERT(!r, "Failed to make pages [%lu, %lu) %s, errno = %d (%s)",
+		    page, page + nr,
+		    attributes ? "private" : "shared", r, strerror(r));
+
+	for (i = page; i < page + nr; i++)
+		self->pages[i].private = attributes;
+}
+
+static void host_fill(gmem_data *self, u64 page, u64 nr, u8 tag)
+{
+	u64 i;
+
+	for (i = page; i < page + nr; i++) {
+		fill_page((u64 *)page_hva(self, i), tag, i, page_size);
+		self->pages[i].tag = tag;
+	}
+}
+
+static void guest_fill(gmem_data *self, u64 page, u64 nr, u8 tag)
+{
+	u64 i;
+
+	guest_do(self->vcpu, GUEST_FILL, page_gpa(page), page, nr, tag);
+
+	for (i = page; i < page + nr; i++)
+		self->pages[i].tag = tag;
+}
+
+static void guest_touch(gmem_data *self, u64 page, u64 nr)
+{
+	guest_do(self->vcpu, GUEST_TOUCH, page_gpa(page), page, nr, 0);
+}
+
+/* The host gets at, and only at, shared pages, and their contents are right. */
+static void __check_host(gmem_data *self, int line)
+{
+	u64 i;
+
+	for (i = 0; i < NR_PAGES; i++) {
+		if (self->pages[i].private)
+			TEST_ASSERT(!host_can_read(page_hva(self, i)),
+				    "Line %d: host can read page %lu, which should be private",
+				    line, i);
+		else
+			__assert_shared(page_hva(self, i), self->pages[i].tag, i, line);
+	}
+}
+
+#define check_host(self)		__check_host(self, __LINE__)
+
+/* The guest gets at all pages, and their contents are right. */
+static void check_guest(gmem_data *self)
+{
+	struct guest_cmd cmd = {
+		.op = GUEST_CHECK,
+		.gva = TEST_GPA,
+		.nr = NR_PAGES,
+	};
+	u64 i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		cmd.tags[i] = self->pages[i].tag;
+
+	guest_run(self->vcpu, &cmd);
+}
+
+static void __check_all(gmem_data *self, int line)
+{
+	__check_host(self, line);
+	check_guest(self);
+}
+
+#define check_all(self)			__check_all(self, __LINE__)
+
+/* All pages have contents, every other pair of pages is private. */
+static void make_mixed(gmem_data *self)
+{
+	u64 i;
+
+	for (i = 0; i < NR_PAGES; i++) {
+		host_fill(self, i, 1, 0x40 + i);
+		if (i & 2)
+			convert(self, i, 1, ATTR_PRIVATE);
+	}
+	check_all(self);
+}
+
+/*
+ * Arguments
+ */
+
+/* Break one thing about a good argument.  Returns false if there's no @nr. */
+static bool break_arg(struct kvm_memory_attributes2 *attr, int nr, u64 file_size,
+		      const char **what)
+{
+	const u64 bad_attributes[] = {
+		BIT_ULL(0), BIT_ULL(1), BIT_ULL(2), BIT_ULL(4), BIT_ULL(32),
+		BIT_ULL(63), ATTR_PRIVATE | BIT_ULL(0), ~0ull, ~ATTR_PRIVATE,
+	};
+	const u64 bad_flags[] = {
+		BIT_ULL(0), BIT_ULL(31), BIT_ULL(32), BIT_ULL(63), ~0ull,
+	};
+	const struct {
+		const char *what;
+		u64 offset;
+		u64 size;
+	} bad_ranges[] = {
+		{ "size 0", attr->offset, 0 },
+		{ "size 0 at 0", 0, 0 },
+		{ "size 0 at end of file", file_size, 0 },
+		{ "overflow", -page_size, 2 * page_size },
+		{ "overflow to 0", -page_size, page_size },
+		{ "overflow of offset 0x8...", BIT_ULL(63), BIT_ULL(63) },
+		{ "overflow by size", page_size, -page_size },
+		{ "misaligned offset", 1, page_size },
+		{ "misaligned offset, aligned end", page_size - 1, page_size + 1 },
+		{ "misaligned offset by 512", page_size + 512, page_size },
+		{ "misaligned offset in last page", file_size - 512, 512 },
+		{ "misaligned size", page_size, 1 },
+		{ "misaligned size, less", page_size, page_size - 1 },
+		{ "misaligned size, more", page_size, page_size + 1 },
+		{ "offset at end of file", file_size, page_size },
+		{ "offset beyond end of file", file_size + page_size, page_size },
+		{ "one page too many", file_size - page_size, 2 * page_size },
+		{ "larger than the file", 0, file_size + page_size },
+		{ "2^32 bytes too far", attr->offset + BIT_ULL(32), page_size },
+		{ "2^44 bytes too far", attr->offset + BIT_ULL(44), page_size },
+		{ "largest offset", -2 * page_size, page_size },
+		{ "negative offset", BIT_ULL(63), page_size },
+		{ "largest size", 0, -page_size },
+		{ "negative size", 0, BIT_ULL(63) },
+	};
+
+	if (nr < ARRAY_SIZE(bad_flags)) {
+		*what = "flags";
+		attr->flags = bad_flags[nr];
+		return true;
+	}
+	nr -= ARRAY_SIZE(bad_flags);
+
+	if (nr < ARRAY_SIZE(attr->reserved)) {
+		*what = "reserved";
+		attr->reserved[nr] = BIT_ULL(nr * 5);
+		return true;
+	}
+	nr -= ARRAY_SIZE(attr->reserved);
+
+	if (nr < ARRAY_SIZE(bad_attributes)) {
+		*what = "attributes";
+		attr->attributes = bad_attributes[nr];
+		return true;
+	}
+	nr -= ARRAY_SIZE(bad_attributes);
+
+	if (nr < ARRAY_SIZE(bad_ranges)) {
+		*what = bad_ranges[nr].what;
+		attr->offset = bad_ranges[nr].offset;
+		attr->size = bad_ranges[nr].size;
+		return true;
+	}
+
+	return false;
+}
+
+static struct kvm_memory_attributes2 good_arg(u64 page, u64 nr, u64 attributes)
+{
+	return (struct kvm_memory_attributes2) {
+		.offset = page * page_size,
+		.size = nr * page_size,
+		.attributes = attributes,
+		.error_offset = ERROR_OFFSET_CANARY,
+	};
+}
+
+/* The call fails with @expected, and doesn't touch any of the argument. */
+static void __expect_error(int fd, struct kvm_memory_attributes2 *attr,
+			   int expected, const char *what)
+{
+	struct kvm_memory_attributes2 copy = *attr;
+	int r;
+
+	errno = 0;
+	r = __gmem_ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, attr);
+	TEST_ASSERT(r == -1 && errno == expected,
+		    "%s: expected errno %d (%s), got r = %d, errno %d (%s)",
+		    what, expected, strerror(expected), r, errno, strerror(errno));
+	TEST_ASSERT(!memcmp(&copy, attr, sizeof(*attr)),
+		    "%s: the argument was modified", what);
+}
+
+/* ... and with each and every bad argument, too. */
+static void expect_error_for_all(int fd, u64 file_size, int expected)
+{
+	const u64 attributes[] = { ATTR_PRIVATE, ATTR_SHARED };
+	struct kvm_memory_attributes2 attr;
+	const char *what;
+	int i, j;
+
+	for (i = 0; i < ARRAY_SIZE(attributes); i++) {
+		for (j = 0; ; j++) {
+			attr = good_arg(0, 1, attributes[i]);
+			if (!break_arg(&attr, j, file_size, &what))
+				break;
+			__expect_error(fd, &attr, expected, what);
+		}
+	}
+}
+
+/* Each invalid argument alone: EINVAL, and promise 1, nothing has changed. */
+TEST_F(gmem, einval)
+{
+	const u64 attributes[] = { ATTR_PRIVATE, ATTR_SHARED };
+	struct kvm_memory_attributes2 attr;
+	const char *what;
+	int i, j;
+
+	make_mixed(self);
+
+	for (i = 0; i < ARRAY_SIZE(attributes); i++) {
+		for (j = 0; ; j++) {
+			attr = good_arg(4, 8, attributes[i]);
+			if (!break_arg(&attr, j, self->size, &what))
+				break;
+
+			__expect_error(self->fd, &attr, EINVAL, what);
+			check_host(self);
+		}
+		check_guest(self);
+	}
+
+	/* Without the error there's nothing wrong with the argument. */
+	for (i = 0; i < ARRAY_SIZE(attributes); i++) {
+		convert(self, 4, 8, attributes[i]);
+		check_all(self);
+	}
+}
+
+/*
+ * Each pair of invalid arguments.  Two wrongs don't make a right, e.g. flags
+ * don't suppress range checks.
+ */
+TEST_F_TIMEOUT(gmem, einval_pairs, 120)
+{
+	struct kvm_memory_attributes2 attr;
+	const char *what, *ign;
+	int i, j;
+
+	make_mixed(self);
+
+	for (i = 0; ; i++) {
+		attr = good_arg(4, 8, ATTR_PRIVATE);
+		if (!break_arg(&attr, i, self->size, &what))
+			break;
+
+		for (j = 0; ; j++) {
+			attr = good_arg(4, 8, j & 1 ? ATTR_PRIVATE : ATTR_SHARED);
+			if (!break_arg(&attr, j, self->size, &ign))
+				break;
+			break_arg(&attr, i, self->size, &what);
+
+			__expect_error(self->fd, &attr, EINVAL, what);
+		}
+		check_host(self);
+	}
+	check_guest(self);
+}
+
+/*
+ * Invalid arguments are rejected before KVM looks at the memory: EINVAL beats
+ * EAGAIN, and error_offset stays as it is.
+ */
+TEST_F(gmem, einval_before_eagain)
+{
+	struct kvm_memory_attributes2 attr;
+	const char *what;
+	struct pin pin;
+	int j;
+
+	make_mixed(self);
+	pin_page(&pin, page_hva(self, 0));
+
+	for (j = 0; ; j++) {
+		attr = good_arg(0, NR_PAGES, ATTR_PRIVATE);
+		if (!break_arg(&attr, j, self->size, &what))
+			break;
+		__expect_error(self->fd, &attr, EINVAL, what);
+	}
+	TEST_ASSERT_EQ(try_convert(self->fd, 0, self->size, ATTR_PRIVATE), EAGAIN);
+	check_all(self);
+
+	unpin_page(&pin);
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	check_all(self);
+}
+
+#define NR_BAD_POINTERS		6
+
+/*
+ * Pointers that can't be read, or not all the way.  @scratch has three pages,
+ * of which the first one is left accessible.
+ */
+static void *bad_pointer(int nr, u8 *scratch)
+{
+	struct kvm_memory_attributes2 attr = good_arg(4, 8, ATTR_PRIVATE);
+	void *straddle = scratch + page_size - sizeof(attr) / 2;
+
+	switch (nr) {
+	case 0:
+		return NULL;
+	case 1:
+		return (void *)-page_size;
+	case 2:
+		/* The kernel's half of the address space. */
+		return (void *)~(-1ul >> 1);
+	case 3:
+		kvm_munmap(scratch + page_size, page_size);
+		return scratch + page_size;
+	case 4:
+		memcpy(straddle, &attr, sizeof(attr) / 2);
+		return straddle;
+	case 5:
+		TEST_ASSERT(!mprotect(scratch + 2 * page_size, page_size, PROT_NONE),
+			    "mprotect() failed");
+		return scratch + 2 * page_size;
+	default:
+		TEST_FAIL("No bad pointer %d", nr);
+	}
+}
+
+static u8 *map_scratch(void)
+{
+	return kvm_mmap(3 * page_size, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS, -1);
+}
+
+/* Pointers that can't be read: EFAULT, and promise 1, nothing has changed. */
+TEST_F(gmem, efault_read)
+{
+	u8 *scratch = map_scratch();
+	int i, r;
+
+	make_mixed(self);
+
+	for (i = 0; i < NR_BAD_POINTERS; i++) {
+		r = ioctl(self->fd, KVM_SET_MEMORY_ATTRIBUTES2, bad_pointer(i, scratch));
+		TEST_ASSERT(r == -1 && errno == EFAULT,
+			    "Bad pointer %d: r = %d, errno = %d", i, r, errno);
+		check_host(self);
+	}
+	check_guest(self);
+}
+
+/*
+ * Arguments that can't be written are as bad as ones that can't be read, no
+ * matter whether or not there's something to be written in the end.
+ */
+TEST_F(gmem, efault_write)
+{
+	struct kvm_memory_attributes2 attr[] = {
+		good_arg(4, 8, ATTR_PRIVATE),
+		good_arg(4, 8, ATTR_SHARED),
+	};
+	u8 *scratch = map_scratch();
+	struct pin pin;
+	int i, r, pinned;
+	void *p;
+
+	make_mixed(self);
+
+	for (pinned = 0; pinned < 2; pinned++) {
+		if (pinned)
+			pin_page(&pin, page_hva(self, 5));
+
+		for (i = 0; i < ARRAY_SIZE(attr); i++) {
+			/* All of the argument is read-only. */
+			p = scratch;
+			memcpy(p, &attr[i], sizeof(attr[i]));
+			TEST_ASSERT(!mprotect(p, page_size, PROT_READ), "mprotect() failed");
+
+			r = ioctl(self->fd, KVM_SET_MEMORY_ATTRIBUTES2, p);
+			TEST_ASSERT(r == -1 && errno == EFAULT,
+				    "Read-only argument, %s: r = %d, errno = %d",
+				    pinned ? "page pinned" : "no page pinned",
+				    r, errno);
+			check_host(self);
+			TEST_ASSERT(!mprotect(p, page_size, PROT_READ | PROT_WRITE),
+				    "mprotect() failed");
+
+			/* Only what KVM writes, error_offset, is read-only. */
+			p = scratch + 2 * page_size -
+			    offsetof(struct kvm_memory_attributes2, error_offset);
+			memcpy(p, &attr[i], sizeof(attr[i]));
+			TEST_ASSERT(!mprotect(scratch + 2 * page_size, page_size,
+					      PROT_READ), "mprotect() failed");
+
+			r = ioctl(self->fd, KVM_SET_MEMORY_ATTRIBUTES2, p);
+			TEST_ASSERT(r == -1 && errno == EFAULT,
+				    "Read-only error_offset, %s: r = %d, errno = %d",
+				    pinned ? "page pinned" : "no page pinned",
+				    r, errno);
+			check_host(self);
+			TEST_ASSERT(!mprotect(scratch + 2 * page_size, page_size,
+					      PROT_READ | PROT_WRITE),
+				    "mprotect() failed");
+		}
+
+		if (pinned)
+			unpin_page_and_check(&pin, self->pages[5].tag, 5);
+	}
+	check_guest(self);
+}
+
+/*
+ * Nothing stops a VMM from putting the argument into the very memory that is
+ * being converted.  KVM must neither choke on that, nor lose error_offset, nor
+ * write to memory that has become private.
+ */
+TEST_F(gmem, argument_in_guest_memfd)
+{
+	struct kvm_memory_attributes2 *attr;
+	struct pin pin;
+	int r;
+
+	make_mixed(self);
+
+	/* Unreadable, it's private. */
+	attr = (void *)page_hva(self, 2);
+	r = ioctl(self->fd, KVM_SET_MEMORY_ATTRIBUTES2, attr);
+	TEST_ASSERT(r == -1 && errno == EFAULT, "r = %d, errno = %d", r, errno);
+	check_all(self);
+
+	/* In the range, and the conversion fails because of another page. */
+	attr = (void *)page_hva(self, 0);
+	pin_page(&pin, page_hva(self, 5));
+	*attr = good_arg(0, NR_PAGES, ATTR_PRIVATE);
+	r = ioctl(self->fd, KVM_SET_MEMORY_ATTRIBUTES2, attr);
+	TEST_ASSERT(r == -1 && errno == EAGAIN, "r = %d, errno = %d", r, errno);
+	TEST_ASSERT_EQ(attr->error_offset, 5 * page_size);
+	unpin_page(&pin);
+	host_fill(self, 0, 1, 0x11);
+	check_all(self);
+
+	/* In the range, alone. */
+	host_fill(self, 0, 1, 0x12);
+	*attr = good_arg(0, NR_PAGES, ATTR_PRIVATE);
+	attr->error_offset = page_word(0x12, 0, 4);
+	r = ioctl(self->fd, KVM_SET_MEMORY_ATTRIBUTES2, attr);
+	TEST_ASSERT(!r, "r = %d, errno = %d", r, errno);
+	assert_private(attr);
+
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	TEST_ASSERT_EQ(attr->size, self->size);
+	TEST_ASSERT_EQ(attr->error_offset, page_word(0x12, 0, 4));
+	host_fill(self, 0, 1, 0x13);
+	check_all(self);
+}
+
+/*
+ * The ioctl is for guest_memfd only, and is the only one guest_memfd has.
+ */
+TEST_F(gmem, enotty)
+{
+	struct kvm_memory_attributes2 attr, copy;
+	const unsigned long unknown[] = {
+		KVM_SET_MEMORY_ATTRIBUTES,
+		KVM_RUN,
+		KVM_CREATE_VM,
+		KVM_CHECK_EXTENSION,
+		KVM_CREATE_GUEST_MEMFD,
+		_IO(KVMIO, 0xd2),
+		_IOC(_IOC_READ, KVMIO, 0xd2, 128),
+		_IOC(_IOC_WRITE, KVMIO, 0xd2, 128),
+		_IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0xd2, 40),
+		_IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0xd2, 120),
+		_IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0xd2, 136),
+		_IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0xd1, 128),
+		_IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0xd3, 128),
+		_IOC(_IOC_READ | _IOC_WRITE, 0x12, 0xd2, 128),
+	};
+	const int wrong_fds[] = {
+		self->vm->kvm_fd, self->vm->fd, self->vcpu->fd,
+	};
+	int i, r;
+
+	make_mixed(self);
+
+	for (i = 0; i < ARRAY_SIZE(unknown); i++) {
+		attr = good_arg(0, NR_PAGES, ATTR_PRIVATE);
+		copy = attr;
+		r = ioctl(self->fd, unknown[i], &attr);
+		TEST_ASSERT(r == -1 && errno == ENOTTY,
+			    "Unknown ioctl 0x%lx: r = %d, errno = %d",
+			    unknown[i], r, errno);
+		TEST_ASSERT(!memcmp(&copy, &attr, sizeof(attr)),
+			    "Unknown ioctl 0x%lx modified its argument", unknown[i]);
+		check_host(self);
+	}
+
+	/*
+	 * Which errno stands for "unknown ioctl" on the other file descriptors
+	 * predates, and is none of the business of, KVM_SET_MEMORY_ATTRIBUTES2.
+	 */
+	for (i = 0; i < ARRAY_SIZE(wrong_fds); i++) {
+		attr = good_arg(0, NR_PAGES, ATTR_PRIVATE);
+		copy = attr;
+		r = __gmem_ioctl(wrong_fds[i], KVM_SET_MEMORY_ATTRIBUTES2, &attr);
+		TEST_ASSERT(r == -1 && (errno == ENOTTY || errno == EINVAL),
+			    "Wrong fd %d: r = %d, errno = %d", i, r, errno);
+		TEST_ASSERT(!memcmp(&copy, &attr, sizeof(attr)),
+			    "Wrong fd %d: the argument was modified", i);
+		check_host(self);
+	}
+	check_guest(self);
+}
+
+static void eio_in_child(void *data)
+{
+	gmem_data *self = data;
+	u8 *scratch = map_scratch();
+	struct kvm_memory_attributes2 attr;
+	int i, r;
+
+	attr = good_arg(4, 8, ATTR_PRIVATE);
+	__expect_error(self->fd, &attr, EIO, "to private");
+	attr = good_arg(4, 8, ATTR_SHARED);
+	__expect_error(self->fd, &attr, EIO, "to shared");
+
+	/* Nothing to do isn't a reason to skip the check ... */
+	attr = good_arg(0, 2, ATTR_SHARED);
+	__expect_error(self->fd, &attr, EIO, "already shared");
+
+	/* ... and it's the first one. */
+	expect_error_for_all(self->fd, self->size, EIO);
+	for (i = 0; i < NR_BAD_POINTERS; i++) {
+		r = ioctl(self->fd, KVM_SET_MEMORY_ATTRIBUTES2, bad_pointer(i, scratch));
+		TEST_ASSERT(r == -1 && errno == EIO,
+			    "Bad pointer %d: r = %d, errno = %d", i, r, errno);
+	}
+
+	/* The child may use the memory, subject to the usual rules, though. */
+	check_host(self);
+}
+
+static int vfork_child_errno;
+
+static void convert_in_vfork_child(int fd, u64 offset, u64 size, u64 attributes)
+{
+	int status;
+	pid_t pid;
+
+	vfork_child_errno = -1;
+
+	pid = vfork();
+	if (!pid) {
+		struct kvm_memory_attributes2 attr = {
+			.offset = offset,
+			.size = size,
+			.attributes = attributes,
+		};
+		int r = ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, &attr);
+
+		WRITE_ONCE(vfork_child_errno, r ? errno : 0);
+		_exit(0);
+	}
+
+	TEST_ASSERT(pid > 0, "vfork() failed");
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT_EQ(READ_ONCE(vfork_child_errno), 0);
+}
+
+/*
+ * A process that was only handed the fd can't convert, it takes the address
+ * space that created the VM.
+ */
+TEST_F(gmem, eio)
+{
+	struct pin pin;
+	int i;
+
+	make_mixed(self);
+	run_in_child(eio_in_child, self);
+	check_all(self);
+
+	/* EIO beats EAGAIN. */
+	pin_page(&pin, page_hva(self, 5));
+	run_in_child(eio_in_child, self);
+	unpin_page(&pin);
+	check_all(self);
+
+	/* Another process, but the same address space. */
+	convert_in_vfork_child(self->fd, 0, self->size, ATTR_PRIVATE);
+	for (i = 0; i < NR_PAGES; i++)
+		self->pages[i].private = true;
+	check_all(self);
+}
+
+static void enotty_in_child(void *data)
+{
+	struct kvm_memory_attributes2 attr = good_arg(0, 1, ATTR_PRIVATE);
+
+	__expect_error(*(int *)data, &attr, ENOTTY, "another process");
+}
+
+/*
+ * On a VM that tracks attributes in the VM the ioctl doesn't exist, no matter
+ * how it is called.  The VM works as ever (promise 15).
+ */
+TEST(vm_scoped)
+{
+	struct kvm_memory_attributes2 attr;
+	u8 *scratch = map_scratch();
+	int fd, i, r, rw_fd;
+	struct kvm_vm *vm;
+	u64 size;
+	u8 *mem;
+
+	if (!is_vm_scoped_default())
+		SKIP(return, "All VMs track attributes in guest_memfd");
+
+	size = NR_PAGES * page_size;
+	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	TEST_ASSERT(!vm_has_gmem_attributes(vm), "New VMs shouldn't opt in");
+
+	/* Without guest_memfd tracking, private memory isn't INIT_SHARED. */
+	TEST_ASSERT(!(vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS) &
+		      GUEST_MEMFD_FLAG_INIT_SHARED), "INIT_SHARED is supported");
+	r = __vm_create_guest_memfd(vm, size, MMAP_SHARED);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+
+	fd = vm_create_guest_memfd(vm, size, MMAP_PRIVATE);
+	mem = mmap_gmem(fd, size);
+
+	rw_fd = fd;
+	for (i = 0; i < 2; i++) {
+		attr = good_arg(0, NR_PAGES, i ? ATTR_PRIVATE : ATTR_SHARED);
+		__expect_error(fd, &attr, ENOTTY, "VM-scoped");
+		assert_private(mem);
+	}
+	expect_error_for_all(fd, size, ENOTTY);
+	run_in_child(enotty_in_child, &rw_fd);
+	for (i = 0; i < NR_BAD_POINTERS; i++) {
+		r = ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, bad_pointer(i, scratch));
+		TEST_ASSERT(r == -1 && errno == ENOTTY,
+			    "Bad pointer %d: r = %d, errno = %d", i, r, errno);
+	}
+	assert_private(mem);
+
+	vm_set_memory_attributes(vm, TEST_GPA, size, ATTR_PRIVATE);
+	vm_set_memory_attributes(vm, TEST_GPA, size, ATTR_SHARED);
+	assert_private(mem);
+
+	kvm_munmap(mem, size);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+}
+
+/*
+ * There's nothing to convert on a VM without private memory, not even to
+ * shared.
+ */
+TEST(no_private_memory)
+{
+	const bool vm_scoped = is_vm_scoped_default();
+	struct kvm_memory_attributes2 attr;
+	struct kvm_vm *vm;
+	u64 size;
+	u8 *mem;
+	int fd, i, r;
+
+	size = NR_PAGES * page_size;
+	vm = vm_create_barebones();
+	TEST_ASSERT_EQ(vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES), 0);
+	TEST_ASSERT_EQ(vm_check_cap(vm, KVM_CAP_MEMORY_ATTRIBUTES), 0);
+
+	r = __vm_enable_cap(vm, KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES, ATTR_PRIVATE);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+
+	fd = vm_create_guest_memfd(vm, size, MMAP_SHARED);
+	mem = mmap_gmem(fd, size);
+	for (i = 0; i < NR_PAGES; i++)
+		fill_page((u64 *)(mem + i * page_size), 0x77, i, page_size);
+
+	for (i = 0; i < 2; i++) {
+		attr = good_arg(0, NR_PAGES, i ? ATTR_PRIVATE : ATTR_SHARED);
+		__expect_error(fd, &attr, vm_scoped ? ENOTTY : EINVAL,
+			       "No private memory");
+	}
+	expect_error_for_all(fd, size, vm_scoped ? ENOTTY : EINVAL);
+
+	for (i = 0; i < NR_PAGES; i++)
+		assert_shared(mem + i * page_size, 0x77, i);
+
+	kvm_munmap(mem, size);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+}
+
+/*
+ * Opting in
+ */
+
+static void expect_tracking(struct kvm_vm *vm, bool in_gmem)
+{
+	TEST_ASSERT_EQ(vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
+		       in_gmem ? ATTR_PRIVATE : 0);
+	TEST_ASSERT_EQ(vm_check_cap(vm, KVM_CAP_MEMORY_ATTRIBUTES),
+		       in_gmem ? 0 : ATTR_PRIVATE);
+}
+
+static int try_opt_in(struct kvm_vm *vm, u64 arg0, u32 flags)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES,
+		.flags = flags,
+		.args = { arg0 },
+	};
+
+	return __vm_ioctl(vm, KVM_ENABLE_CAP, &cap) ? errno : 0;
+}
+
+static int try_set_vm_attributes(struct kvm_vm *vm, u64 attributes)
+{
+	struct kvm_memory_attributes attr = {
+		.address = TEST_GPA,
+		.size = page_size,
+		.attributes = attributes,
+	};
+
+	return __vm_ioctl(vm, KVM_SET_MEMORY_ATTRIBUTES, &attr) ? errno : 0;
+}
+
+/* What new VMs do is up to the kernel parameter, which is read-only. */
+TEST(opt_in_default)
+{
+	const char *path = "/sys/module/kvm/parameters/vm_memory_attributes";
+	const bool vm_scoped = is_vm_scoped_default();
+	struct kvm_vm *vm;
+	struct stat st;
+
+	if (!stat(path, &st))
+		TEST_ASSERT_EQ(st.st_mode & 0777, 0444);
+
+	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES),
+		       vm_scoped ? 0 : ATTR_PRIVATE);
+	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES),
+		       vm_scoped ? ATTR_PRIVATE : 0);
+	TEST_ASSERT_EQ(kvm_has_gmem_attributes(), !vm_scoped);
+
+	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	expect_tracking(vm, !vm_scoped);
+	kvm_vm_free(vm);
+}
+
+/* Opting in works, and has no side effects on other VMs. */
+TEST(opt_in)
+{
+	const bool vm_scoped = is_vm_scoped_default();
+	struct kvm_vm *vm, *other;
+	int fd, other_fd;
+	u64 flags;
+
+	other = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), 0);
+	expect_tracking(vm, true);
+	expect_tracking(other, !vm_scoped);
+
+	/* Again. */
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), 0);
+	expect_tracking(vm, true);
+
+	/* Only one of the two trackings is in use at a time. */
+	TEST_ASSERT_EQ(try_set_vm_attributes(vm, ATTR_PRIVATE), EINVAL);
+	TEST_ASSERT_EQ(try_set_vm_attributes(vm, ATTR_SHARED), EINVAL);
+	TEST_ASSERT_EQ(try_set_vm_attributes(other, ATTR_PRIVATE),
+		       vm_scoped ? 0 : EINVAL);
+
+	/* INIT_SHARED comes and goes with tracking in guest_memfd. */
+	flags = vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS);
+	TEST_ASSERT((flags & MMAP_SHARED) == MMAP_SHARED,
+		    "Flags = 0x%lx", flags);
+
+	fd = vm_create_guest_memfd(vm, page_size, MMAP_SHARED);
+	other_fd = vm_create_guest_memfd(other, page_size, MMAP_PRIVATE);
+	TEST_ASSERT_EQ(try_convert(fd, 0, page_size, ATTR_PRIVATE), 0);
+	TEST_ASSERT_EQ(try_convert(other_fd, 0, page_size, ATTR_PRIVATE),
+		       vm_scoped ? ENOTTY : 0);
+	TEST_ASSERT_EQ(try_set_vm_attributes(other, ATTR_SHARED),
+		       vm_scoped ? 0 : EINVAL);
+
+	kvm_close(fd);
+	kvm_close(other_fd);
+	kvm_vm_free(vm);
+	kvm_vm_free(other);
+}
+
+/* KVM_SET_MEMORY_ATTRIBUTES is a nop if attributes are tracked in guest_memfd. */
+TEST_F(gmem, vm_scoped_ioctl_rejected)
+{
+	struct kvm_memory_attributes attr = {
+		.address = TEST_GPA,
+		.size = self->size,
+	};
+	int r;
+
+	make_mixed(self);
+
+	for (attr.attributes = 0; ; attr.attributes = ATTR_PRIVATE) {
+		r = __vm_ioctl(self->vm, KVM_SET_MEMORY_ATTRIBUTES, &attr);
+		TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+		check_all(self);
+		if (attr.attributes)
+			break;
+	}
+}
+
+/* All that can be wrong with the arguments. */
+TEST(opt_in_einval)
+{
+	const bool vm_scoped = is_vm_scoped_default();
+	struct kvm_vm *vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	int i;
+
+	for (i = 0; i < 64; i++) {
+		if (BIT_ULL(i) == ATTR_PRIVATE)
+			continue;
+
+		TEST_ASSERT_EQ(try_opt_in(vm, BIT_ULL(i), 0), EINVAL);
+		TEST_ASSERT_EQ(try_opt_in(vm, BIT_ULL(i) | ATTR_PRIVATE, 0), EINVAL);
+	}
+	TEST_ASSERT_EQ(try_opt_in(vm, ~0ull, 0), EINVAL);
+	TEST_ASSERT_EQ(try_opt_in(vm, 0, 0), EINVAL);
+	for (i = 0; i < 32; i++) {
+		TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, BIT(i)), EINVAL);
+		TEST_ASSERT_EQ(try_opt_in(vm, 0, BIT(i)), EINVAL);
+	}
+	expect_tracking(vm, !vm_scoped);
+
+	/* A failed attempt doesn't preclude success. */
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), 0);
+	expect_tracking(vm, true);
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 1), EINVAL);
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE | 1, 0), EINVAL);
+	expect_tracking(vm, true);
+	kvm_vm_free(vm);
+}
+
+/* There's no opting in, or out, midway. */
+TEST(opt_in_ebusy)
+{
+	struct kvm_vm *vm;
+	int fd;
+
+	if (!is_vm_scoped_default())
+		SKIP(return, "All VMs track attributes in guest_memfd");
+
+	/* A guest_memfd exists. */
+	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	fd = vm_create_guest_memfd(vm, page_size, 0);
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
+	expect_tracking(vm, false);
+	TEST_ASSERT_EQ(try_convert(fd, 0, page_size, ATTR_PRIVATE), ENOTTY);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+
+	/* A vCPU exists. */
+	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	__vm_vcpu_add(vm, 0);
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
+	expect_tracking(vm, false);
+	kvm_vm_free(vm);
+
+	/* VM-scoped attributes exist. */
+	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	vm_set_memory_attributes(vm, TEST_GPA, page_size, ATTR_PRIVATE);
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
+	expect_tracking(vm, false);
+	vm_set_memory_attributes(vm, TEST_GPA, page_size, ATTR_SHARED);
+	kvm_vm_free(vm);
+
+	/* Memslots, without guest_memfd, don't get in the way. */
+	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, TEST_GPA,
+				    TEST_SLOT, 1, 0);
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), 0);
+	expect_tracking(vm, true);
+	kvm_vm_free(vm);
+}
+
+/* Once in use, nothing about opting in again changes anything. */
+TEST_F(gmem, opt_in_late)
+{
+	int r;
+
+	make_mixed(self);
+
+	r = try_opt_in(self->vm, ATTR_PRIVATE, 0);
+	TEST_ASSERT(!r || r == EBUSY, "r = %d", r);
+	TEST_ASSERT_EQ(try_opt_in(self->vm, ATTR_PRIVATE, 1), EINVAL);
+	expect_tracking(self->vm, true);
+	check_all(self);
+
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	check_all(self);
+}
+
+/*
+ * Promise 1: a page that can't be made private keeps all other pages of the
+ * range from being converted, and from losing their contents.  The guest isn't
+ * disturbed.
+ */
+TEST_F(gmem, all_or_nothing)
+{
+	u64 pinned, first, error_offset;
+	struct pin pin;
+	u64 i;
+
+	make_mixed(self);
+
+	for (pinned = 0; pinned < NR_PAGES; pinned++) {
+		if (self->pages[pinned].private)
+			continue;
+
+		pin_page(&pin, page_hva(self, pinned));
+		for (first = 0; first <= pinned; first++) {
+			for (i = 0; i < 2; i++) {
+				u64 nr = i ? NR_PAGES - first : pinned + 1 - first;
+
+				TEST_ASSERT_EQ(__try_convert(self->fd, first * page_size,
+							     nr * page_size,
+							     ATTR_PRIVATE,
+							     &error_offset), EAGAIN);
+				TEST_ASSERT_EQ(error_offset, pinned * page_size);
+				check_host(self);
+			}
+		}
+		check_guest(self);
+
+		/* The guest can write, too, and the reference sees it. */
+		guest_fill(self, 0, NR_PAGES, 0x60 + pinned);
+		check_all(self);
+		unpin_page_and_check(&pin, 0x60 + pinned, pinned);
+	}
+
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	check_all(self);
+}
+
+/*
+ * Promise 4: neither the page nor what's in it changes, however often it is
+ * converted and whoever writes in between.
+ */
+TEST_F(gmem, in_place)
+{
+	u64 pfns[NR_PAGES];
+	int round;
+	u64 i;
+
+	if (geteuid())
+		SKIP(return, "Needs CAP_SYS_ADMIN to read PFNs");
+
+	host_fill(self, 0, NR_PAGES, 0x80);
+	for (i = 0; i < NR_PAGES; i++)
+		pfns[i] = host_pfn(page_hva(self, i));
+
+	for (round = 0; round < 10; round++) {
+		/* Written by the host, read and written by the guest. */
+		host_fill(self, 0, NR_PAGES, 0x81 + 2 * round);
+		if (round & 1)
+			check_guest(self);
+		convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+		check_all(self);
+
+		/* Every third round, nobody but the host writes. */
+		if (round % 3)
+			guest_fill(self, 0, NR_PAGES, 0x82 + 2 * round);
+
+		/* Page by page, or all at once. */
+		if (round & 2) {
+			for (i = 0; i < NR_PAGES; i++)
+				convert(self, i, 1, ATTR_SHARED);
+		} else {
+			convert(self, 0, NR_PAGES, ATTR_SHARED);
+		}
+		check_all(self);
+
+		for (i = 0; i < NR_PAGES; i++)
+			TEST_ASSERT(host_pfn(page_hva(self, i)) == pfns[i],
+				    "Page %lu moved", i);
+	}
+}
+
+/* Leave non-zero pages for the page allocator to hand out next. */
+static void dirty_free_memory(gmem_data *self)
+{
+	const u64 size = 256 * page_size;
+	int fd = vm_create_guest_memfd(self->vm, size, MMAP_SHARED);
+	u8 *mem = mmap_gmem(fd, size);
+
+	memset(mem, 0xa5, size);
+	kvm_munmap(mem, size);
+	kvm_close(fd);
+}
+
+/*
+ * Promise 5: whoever sees a page first, in whatever state, after whichever
+ * conversions, sees zeroes.
+ */
+TEST_F(gmem, zero_on_first_sight)
+{
+	int i;
+
+	for (i = 0; i < 8; i++) {
+		bool allocate = i & 1;
+		bool twice = i & 2;
+		bool guest_first = i & 4;
+
+		punch_hole(self->fd, 0, self->size);
+		dirty_free_memory(self);
+
+		/* To-private, seen by the guest. */
+		if (allocate)
+			kvm_fallocate(self->fd, FALLOC_FL_KEEP_SIZE, 0, self->size);
+		convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+		if (twice) {
+			convert(self, 0, NR_PAGES, ATTR_SHARED);
+			convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+		}
+		check_guest(self);
+		check_host(self);
+
+		punch_hole(self->fd, 0, self->size);
+		dirty_free_memory(self);
+
+		/* To-shared, seen by the host, or by the guest. */
+		if (allocate)
+			kvm_fallocate(self->fd, FALLOC_FL_KEEP_SIZE, 0, self->size);
+		convert(self, 0, NR_PAGES, ATTR_SHARED);
+		if (twice) {
+			convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+			convert(self, 0, NR_PAGES, ATTR_SHARED);
+		}
+		if (guest_first)
+			check_guest(self);
+		check_host(self);
+		check_guest(self);
+	}
+}
+
+/*
+ * Promise 6, and what goes for shared pages: access through the kernel works
+ * if, and only if, direct access does.  Reads from and writes to @pid's @mem,
+ * which currently has @tag.
+ */
+static void check_kernel_access(pid_t pid, void *mem, bool private, u8 tag, u64 page)
+{
+	u64 *buf = malloc(page_size);
+	struct iovec local = { .iov_base = buf, .iov_len = page_size };
+	struct iovec remote = { .iov_base = mem, .iov_len = page_size };
+	const ssize_t len = page_size;
+	char path[64];
+	ssize_t r;
+	int fd;
+
+	TEST_ASSERT(buf, "malloc() failed");
+
+	r = process_vm_readv(pid, &local, 1, &remote, 1, 0);
+	if (private) {
+		TEST_ASSERT(r == -1 && errno == EFAULT,
+			    "process_vm_readv(): r = %ld, errno = %d", (long)r, errno);
+	} else {
+		TEST_ASSERT_EQ(r, len);
+		TEST_ASSERT(check_page(buf, tag, page, page_size) < 0,
+			    "process_vm_readv() got unexpected contents");
+	}
+
+	fill_page(buf, tag, page, page_size);
+	r = process_vm_writev(pid, &local, 1, &remote, 1, 0);
+	if (private)
+		TEST_ASSERT(r == -1 && errno == EFAULT,
+			    "process_vm_writev(): r = %ld, errno = %d", (long)r, errno);
+	else
+		TEST_ASSERT_EQ(r, len);
+
+	/* What a debugger uses, EIO is how procfs spells EFAULT. */
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	fd = open(path, O_RDWR);
+	TEST_ASSERT(fd >= 0, "Failed to open %s", path);
+	r = pread(fd, buf, page_size, (unsigned long)mem);
+	if (private)
+		TEST_ASSERT(r == -1 && (errno == EIO || errno == EFAULT),
+			    "pread(/proc/pid/mem): r = %ld, errno = %d", (long)r, errno);
+	else
+		TEST_ASSERT_EQ(r, len);
+
+	fill_page(buf, tag, page, page_size);
+	r = pwrite(fd, buf, page_size, (unsigned long)mem);
+	if (private)
+		TEST_ASSERT(r == -1 && (errno == EIO || errno == EFAULT),
+			    "pwrite(/proc/pid/mem): r = %ld, errno = %d", (long)r, errno);
+	else
+		TEST_ASSERT_EQ(r, len);
+
+	kvm_close(fd);
+	free(buf);
+}
+
+/* Likewise, for access that's possible only from within the process. */
+static void check_own_access(void *mem, bool private, u8 tag, u64 page)
+{
+	u64 *buf = malloc(page_size);
+	struct iovec iov = { .iov_base = mem, .iov_len = page_size };
+	const ssize_t len = page_size;
+	int fds[2];
+	ssize_t r;
+
+	TEST_ASSERT(buf, "malloc() failed");
+	TEST_ASSERT(!pipe(fds), "pipe() failed");
+
+	if (private)
+		assert_private(mem);
+	else
+		assert_shared(mem, tag, page);
+
+	/* write() reads the memory ... */
+	r = write(fds[1], mem, page_size);
+	if (private) {
+		TEST_ASSERT(r == -1 && errno == EFAULT,
+			    "write(): r = %ld, errno = %d", (long)r, errno);
+	} else {
+		TEST_ASSERT_EQ(r, len);
+		TEST_ASSERT_EQ(read(fds[0], buf, page_size), len);
+		TEST_ASSERT(check_page(buf, tag, page, page_size) < 0,
+			    "write() wrote unexpected contents");
+	}
+
+	/* ... read() writes it, or leaves the data for somebody else ... */
+	fill_page(buf, tag, page, page_size);
+	TEST_ASSERT_EQ(write(fds[1], buf, page_size), len);
+	r = read(fds[0], mem, page_size);
+	if (private) {
+		TEST_ASSERT(r == -1 && errno == EFAULT,
+			    "read(): r = %ld, errno = %d", (long)r, errno);
+		TEST_ASSERT_EQ(read(fds[0], buf, page_size), len);
+	} else {
+		TEST_ASSERT_EQ(r, len);
+	}
+
+	/* ... and these two want the page itself. */
+	r = vmsplice(fds[1], &iov, 1, 0);
+	if (private)
+		TEST_ASSERT(r == -1 && errno == EFAULT,
+			    "vmsplice(): r = %ld, errno = %d", (long)r, errno);
+	else
+		TEST_ASSERT_EQ(r, len);
+
+	r = madvise(mem, page_size, MADV_POPULATE_WRITE);
+	if (private)
+		TEST_ASSERT(r == -1 && errno == EFAULT,
+			    "MADV_POPULATE_WRITE: r = %ld, errno = %d", (long)r, errno);
+	else
+		TEST_ASSERT_EQ(r, 0);
+
+	kvm_close(fds[0]);
+	kvm_close(fds[1]);
+	free(buf);
+
+	check_kernel_access(getpid(), mem, private, tag, page);
+}
+
+/* Promise 6: access from the process that converted the memory. */
+TEST_F(gmem, no_host_access)
+{
+	struct iovec local, remote[4];
+	u64 i;
+	u8 *mem;
+
+	make_mixed(self);
+
+	for (i = 0; i < NR_PAGES; i++)
+		check_own_access(page_hva(self, i), self->pages[i].private,
+				 self->pages[i].tag, i);
+	check_all(self);
+
+	/* Access that starts in shared memory ends at private memory. */
+	TEST_ASSERT(!self->pages[0].private && !self->pages[1].private &&
+		    self->pages[2].private, "Unexpected state");
+	for (i = 0; i < ARRAY_SIZE(remote); i++) {
+		remote[i].iov_base = page_hva(self, i);
+		remote[i].iov_len = page_size;
+	}
+	local.iov_len = ARRAY_SIZE(remote) * page_size;
+	local.iov_base = calloc(1, local.iov_len);
+	TEST_ASSERT(local.iov_base, "calloc() failed");
+	TEST_ASSERT_EQ(process_vm_readv(getpid(), &local, 1, remote,
+					ARRAY_SIZE(remote), 0), 2 * page_size);
+	for (i = 0; i < ARRAY_SIZE(remote); i++)
+		TEST_ASSERT(check_page(local.iov_base + i * page_size,
+				       i < 2 ? self->pages[i].tag : 0, i,
+				       page_size) < 0,
+			    "Unexpected contents in page %lu", i);
+	free(local.iov_base);
+
+	/* A mapping that's established while memory is private is no better. */
+	mem = mmap_gmem(self->fd, self->size);
+	for (i = 0; i < NR_PAGES; i++)
+		check_own_access(mem + i * page_size, self->pages[i].private,
+				 self->pages[i].tag, i);
+	kvm_munmap(mem, self->size);
+	check_all(self);
+}
+
+/* Promise 6: all mappings are cut, no matter how many, and where they moved. */
+TEST_F(gmem, no_host_access_other_mappings)
+{
+	u8 *maps[4];
+	u64 i, j;
+	void *p;
+
+	host_fill(self, 0, NR_PAGES, 0x21);
+
+	/* A second mapping, a partial one, and one that's moved, twice. */
+	maps[0] = mmap_gmem(self->fd, self->size);
+	maps[1] = __kvm_mmap(4 * page_size, PROT_READ | PROT_WRITE, MAP_SHARED,
+			     self->fd, 6 * page_size);
+	maps[2] = mmap_gmem(self->fd, self->size);
+	maps[3] = kvm_mmap(self->size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	for (i = 0; i < NR_PAGES; i++) {
+		assert_shared(maps[0] + i * page_size, 0x21, i);
+		assert_shared(maps[2] + i * page_size, 0x21, i);
+		if (i >= 6 && i < 10)
+			assert_shared(maps[1] + (i - 6) * page_size, 0x21, i);
+	}
+
+	p = mremap(maps[2], self->size, self->size, MREMAP_MAYMOVE | MREMAP_FIXED, maps[3]);
+	TEST_ASSERT(p == maps[3], "mremap() failed");
+
+	convert(self, 5, 3, ATTR_PRIVATE);
+
+	/* The move of a mapping doesn't bring back access. */
+	p = mremap(maps[3], self->size, self->size, MREMAP_MAYMOVE | MREMAP_FIXED, maps[2]);
+	TEST_ASSERT(p == maps[2], "mremap() failed");
+
+	for (j = 0; j < 2; j++) {
+		for (i = 0; i < NR_PAGES; i++) {
+			bool private = self->pages[i].private;
+
+			check_own_access(maps[0] + i * page_size, private, 0x21, i);
+			check_own_access(maps[2] + i * page_size, private, 0x21, i);
+			if (i >= 6 && i < 10)
+				check_own_access(maps[1] + (i - 6) * page_size,
+						 private, 0x21, i);
+		}
+		check_all(self);
+
+		/* And all of them get access back. */
+		convert(self, 0, NR_PAGES, ATTR_SHARED);
+	}
+}
+
+/*
+ * A process that does things to memory on request, and waits in between.
+ */
+struct peer {
+	pid_t pid;
+	int to[2];
+	int from[2];
+};
+
+static void peer_call(struct peer *peer, char cmd)
+{
+	char reply;
+
+	TEST_ASSERT_EQ(write(peer->to[1], &cmd, 1), 1);
+	TEST_ASSERT_EQ(read(peer->from[0], &reply, 1), 1);
+	TEST_ASSERT_EQ(reply, cmd);
+}
+
+/* The peer itself checks access to pages with contents @tag. */
+#define PEER_CHECK_SHARED	's'
+#define PEER_CHECK_PRIVATE	'p'
+#define PEER_TRACE_ME		't'
+#define PEER_MOVE		'm'
+#define PEER_EXIT		'x'
+
+static void start_peer(struct peer *peer, u8 *mem, u64 nr, u8 tag, u64 first)
+{
+	u64 i;
+
+	TEST_ASSERT(!pipe(peer->to) && !pipe(peer->from), "pipe() failed");
+
+	peer->pid = fork();
+	TEST_ASSERT(peer->pid >= 0, "fork() failed");
+	if (peer->pid) {
+		/* Have reads fail if the peer dies. */
+		kvm_close(peer->to[0]);
+		kvm_close(peer->from[1]);
+		return;
+	}
+	kvm_close(peer->to[1]);
+	kvm_close(peer->from[0]);
+
+	for (;;) {
+		void *old = mem;
+		char cmd;
+
+		TEST_ASSERT_EQ(read(peer->to[0], &cmd, 1), 1);
+		switch (cmd) {
+		case PEER_CHECK_SHARED:
+		case PEER_CHECK_PRIVATE:
+			for (i = 0; i < nr; i++)
+				check_own_access(mem + i * page_size,
+						 cmd == PEER_CHECK_PRIVATE,
+						 tag, first + i);
+			break;
+		case PEER_TRACE_ME:
+			TEST_ASSERT(!ptrace(PTRACE_TRACEME, 0, NULL, NULL),
+				    "PTRACE_TRACEME failed");
+			raise(SIGSTOP);
+			break;
+		case PEER_MOVE:
+			mem = kvm_mmap(nr * page_size, PROT_NONE,
+				       MAP_PRIVATE | MAP_ANONYMOUS, -1);
+			TEST_ASSERT(mremap(old, nr * page_size, nr * page_size,
+					   MREMAP_MAYMOVE | MREMAP_FIXED, mem) == mem,
+				    "mremap() failed");
+			break;
+		case PEER_EXIT:
+			break;
+		default:
+			TEST_FAIL("Unknown command %c", cmd);
+		}
+		TEST_ASSERT_EQ(write(peer->from[1], &cmd, 1), 1);
+		if (cmd == PEER_EXIT)
+			_exit(KSFT_PASS);
+	}
+}
+
+static void stop_peer(struct peer *peer)
+{
+	int status;
+
+	peer_call(peer, PEER_EXIT);
+	TEST_ASSERT_EQ(waitpid(peer->pid, &status, 0), peer->pid);
+	TEST_ASSERT(WIFEXITED(status) && !WEXITSTATUS(status),
+		    "Peer failed, wait status = 0x%x", status);
+	kvm_close(peer->to[1]);
+	kvm_close(peer->from[0]);
+}
+
+/*
+ * Promise 6: access from a process that inherited the mapping, and access to
+ * that process's memory.
+ */
+TEST_F(gmem, no_host_access_other_processes)
+{
+	struct peer peer;
+	u64 i;
+
+	host_fill(self, 0, NR_PAGES, 0x31);
+	start_peer(&peer, page_hva(self, 4), 4, 0x31, 4);
+	peer_call(&peer, PEER_CHECK_SHARED);
+
+	convert(self, 2, 10, ATTR_PRIVATE);
+	peer_call(&peer, PEER_CHECK_PRIVATE);
+	for (i = 0; i < NR_PAGES; i++)
+		check_kernel_access(peer.pid, page_hva(self, i),
+				    self->pages[i].private, 0x31, i);
+	check_all(self);
+
+	/* The mapping is moved while memory is private, and while it's shared. */
+	peer_call(&peer, PEER_MOVE);
+	peer_call(&peer, PEER_CHECK_PRIVATE);
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	peer_call(&peer, PEER_CHECK_SHARED);
+	peer_call(&peer, PEER_MOVE);
+	peer_call(&peer, PEER_CHECK_SHARED);
+	convert(self, 4, 4, ATTR_PRIVATE);
+	peer_call(&peer, PEER_CHECK_PRIVATE);
+
+	/* A process that's forked off while memory is private. */
+	stop_peer(&peer);
+	start_peer(&peer, page_hva(self, 4), 4, 0x31, 4);
+	peer_call(&peer, PEER_CHECK_PRIVATE);
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	peer_call(&peer, PEER_CHECK_SHARED);
+
+	stop_peer(&peer);
+	check_all(self);
+}
+
+/* Promise 6: debuggers. */
+TEST_F(gmem, no_host_access_ptrace)
+{
+	const char cmd = PEER_TRACE_ME;
+	struct peer peer;
+	int i, status;
+	char reply;
+	long word;
+	void *mem;
+
+	host_fill(self, 0, NR_PAGES, 0x32);
+	start_peer(&peer, self->mem, NR_PAGES, 0x32, 0);
+	peer_call(&peer, PEER_CHECK_SHARED);
+
+	TEST_ASSERT_EQ(write(peer.to[1], &cmd, 1), 1);
+	TEST_ASSERT_EQ(waitpid(peer.pid, &status, 0), peer.pid);
+	TEST_ASSERT(WIFSTOPPED(status), "wait status = 0x%x", status);
+
+	convert(self, 0, NR_PAGES / 2, ATTR_PRIVATE);
+	for (i = 0; i < NR_PAGES; i++) {
+		mem = page_hva(self, i);
+
+		/* EIO is how ptrace() spells EFAULT. */
+		errno = 0;
+		word = ptrace(PTRACE_PEEKDATA, peer.pid, mem, NULL);
+		if (self->pages[i].private)
+			TEST_ASSERT(word == -1 && (errno == EIO || errno == EFAULT),
+				    "PEEKDATA, page %d: 0x%lx, errno = %d", i, word, errno);
+		else
+			TEST_ASSERT(!errno && word == page_word(0x32, i, 0),
+				    "PEEKDATA, page %d: 0x%lx, errno = %d", i, word, errno);
+
+		word = ptrace(PTRACE_POKEDATA, peer.pid, mem, page_word(0x32, i, 0));
+		if (self->pages[i].private)
+			TEST_ASSERT(word == -1 && (errno == EIO || errno == EFAULT),
+				    "POKEDATA, page %d: %ld, errno = %d", i, word, errno);
+		else
+			TEST_ASSERT(!word, "POKEDATA, page %d: errno = %d", i, errno);
+	}
+	check_all(self);
+
+	TEST_ASSERT(!ptrace(PTRACE_DETACH, peer.pid, NULL, NULL), "PTRACE_DETACH failed");
+	TEST_ASSERT_EQ(read(peer.from[0], &reply, 1), 1);
+	TEST_ASSERT_EQ(reply, cmd);
+	stop_peer(&peer);
+}
+
+/*
+ * Promise 7: what holds the references is up to the caller.  References on
+ * pages [first, first + nr) show up in all ranges that have such a page, and
+ * only there.  References that somebody has to memory that's shared, and stays
+ * shared, don't matter.
+ */
+static void check_pinned(gmem_data *self, u64 first, u64 nr)
+{
+	u64 error_offset, start, end;
+
+	for (start = 0; start < NR_PAGES; start++) {
+		for (end = start + 1; end <= NR_PAGES; end++) {
+			if (start >= first + nr || end <= first)
+				continue;
+
+			TEST_ASSERT_EQ(__try_convert(self->fd, start * page_size,
+						     (end - start) * page_size,
+						     ATTR_PRIVATE, &error_offset),
+				       EAGAIN);
+			TEST_ASSERT_EQ(error_offset, max(start, first) * page_size);
+		}
+	}
+	check_all(self);
+
+	/* Just outside of the pinned range. */
+	if (first)
+		convert(self, 0, first, ATTR_PRIVATE);
+	if (first + nr < NR_PAGES)
+		convert(self, first + nr, NR_PAGES - first - nr, ATTR_PRIVATE);
+	check_all(self);
+
+	/* To-shared, a nop for the pinned pages. */
+	convert(self, first, nr, ATTR_SHARED);
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	check_all(self);
+}
+
+static const struct {
+	u64 first;
+	u64 nr;
+} pinned_ranges[] = {
+	{ 0, 1 },
+	{ NR_PAGES / 2, 1 },
+	{ NR_PAGES - 1, 1 },
+	{ 0, 3 },
+	{ NR_PAGES / 2 - 1, 4 },
+	{ NR_PAGES - 3, 3 },
+	{ 0, NR_PAGES },
+};
+
+static void check_unpinned(gmem_data *self)
+{
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	check_all(self);
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	check_all(self);
+}
+
+/* Promise 7: pages in a pipe. */
+TEST_F_TIMEOUT(gmem, pinned_by_vmsplice, 120)
+{
+	u64 first, nr, j, error_offset;
+	struct pin pins[NR_PAGES];
+	int i;
+
+	host_fill(self, 0, NR_PAGES, 0x51);
+
+	for (i = 0; i < ARRAY_SIZE(pinned_ranges); i++) {
+		first = pinned_ranges[i].first;
+		nr = pinned_ranges[i].nr;
+
+		for (j = 0; j < nr; j++)
+			pin_page(&pins[j], page_hva(self, first + j));
+
+		check_pinned(self, first, nr);
+
+		for (j = 0; j < nr; j++)
+			unpin_page_and_check(&pins[j], 0x51, first + j);
+		check_unpinned(self);
+	}
+
+	/* References are reported in order of offset, not of age. */
+	pin_page(&pins[0], page_hva(self, 9));
+	pin_page(&pins[1], page_hva(self, 3));
+	for (i = 1; i >= 0; i--) {
+		TEST_ASSERT_EQ(__try_convert(self->fd, 0, self->size, ATTR_PRIVATE,
+					     &error_offset), EAGAIN);
+		TEST_ASSERT_EQ(error_offset, (i ? 3 : 9) * page_size);
+		check_all(self);
+		unpin_page(&pins[i]);
+	}
+	check_unpinned(self);
+
+	/* It takes all references to a page to be put. */
+	pin_page(&pins[0], page_hva(self, 5));
+	pin_page(&pins[1], page_hva(self, 5));
+	check_pinned(self, 5, 1);
+	unpin_page(&pins[0]);
+	check_pinned(self, 5, 1);
+	unpin_page(&pins[1]);
+	check_unpinned(self);
+}
+
+/* Promise 7: a reference that's held by another process. */
+static void pin_in_child(void *data)
+{
+	void **args = data;
+
+	pin_page(args[0], args[1]);
+}
+
+TEST_F(gmem, pinned_by_other_process)
+{
+	struct pin pin;
+	u64 *buf, i;
+	int fds[2];
+	void *args[] = { &pin, NULL };
+
+	host_fill(self, 0, NR_PAGES, 0x52);
+
+	/* The child's pipe dies with the child ... */
+	args[1] = page_hva(self, 7);
+	run_in_child(pin_in_child, args);
+	check_unpinned(self);
+
+	/* ... unless the pipe outlives it. */
+	TEST_ASSERT(!pipe(fds), "pipe() failed");
+	for (i = 0; i < 2; i++) {
+		struct iovec iov = {
+			.iov_base = page_hva(self, 7 + i),
+			.iov_len = page_size,
+		};
+		pid_t pid = fork();
+
+		TEST_ASSERT(pid >= 0, "fork() failed");
+		if (!pid)
+			_exit(vmsplice(fds[1], &iov, 1, 0) != page_size);
+		TEST_ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+	}
+	check_pinned(self, 7, 2);
+
+	buf = malloc(page_size);
+	TEST_ASSERT(buf, "malloc() failed");
+	TEST_ASSERT_EQ(read(fds[0], buf, page_size), page_size);
+	TEST_ASSERT(check_page(buf, 0x52, 7, page_size) < 0, "Unexpected contents");
+	free(buf);
+	check_pinned(self, 8, 1);
+	kvm_close(fds[0]);
+	kvm_close(fds[1]);
+	check_unpinned(self);
+}
+
+/* Promise 7: pages pinned, short and long term, the way a driver does. */
+TEST_F_TIMEOUT(gmem, pinned_by_gup, 240)
+{
+	struct pin_longterm_test args = {};
+	u64 first, nr;
+	int fd, i, flags, r;
+
+	fd = open("/sys/kernel/debug/gup_test", O_RDWR);
+	if (fd < 0)
+		SKIP(return, "Needs CONFIG_GUP_TEST, debugfs, and root");
+
+	host_fill(self, 0, NR_PAGES, 0x53);
+
+	for (flags = 0; flags < 4; flags++) {
+		for (i = 0; i < ARRAY_SIZE(pinned_ranges); i++) {
+			first = pinned_ranges[i].first;
+			nr = pinned_ranges[i].nr;
+
+			args.addr = (unsigned long)page_hva(self, first);
+			args.size = nr * page_size;
+			args.flags = flags;
+			r = ioctl(fd, PIN_LONGTERM_TEST_START, &args);
+			TEST_ASSERT(!r, KVM_IOCTL_ERROR(PIN_LONGTERM_TEST_START, r));
+
+			check_pinned(self, first, nr);
+
+			r = ioctl(fd, PIN_LONGTERM_TEST_STOP);
+			TEST_ASSERT(!r, KVM_IOCTL_ERROR(PIN_LONGTERM_TEST_STOP, r));
+			check_unpinned(self);
+		}
+	}
+
+	/* Private memory can't be pinned in the first place. */
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	args.addr = (unsigned long)self->mem;
+	args.size = page_size;
+	for (flags = 0; flags < 4; flags++) {
+		args.flags = flags;
+		r = ioctl(fd, PIN_LONGTERM_TEST_START, &args);
+		TEST_ASSERT(r == -1 && errno == EFAULT,
+			    "PIN_LONGTERM_TEST_START: r = %d, errno = %d", r, errno);
+	}
+	kvm_close(fd);
+}
+
+/* Promise 7: buffers registered with io_uring. */
+TEST_F_TIMEOUT(gmem, pinned_by_io_uring, 120)
+{
+	struct io_uring_params params = {};
+	struct iovec iov;
+	u64 first, nr;
+	int fd, i, r;
+
+	if (access("/proc/sys/kernel/io_uring_disabled", F_OK))
+		SKIP(return, "Needs CONFIG_IO_URING");
+
+	fd = syscall(__NR_io_uring_setup, 1, &params);
+	if (fd < 0 && errno == EPERM)
+		SKIP(return, "io_uring is disabled");
+	TEST_ASSERT(fd >= 0, __KVM_SYSCALL_ERROR("io_uring_setup()", fd));
+
+	host_fill(self, 0, NR_PAGES, 0x54);
+
+	for (i = 0; i < ARRAY_SIZE(pinned_ranges); i++) {
+		first = pinned_ranges[i].first;
+		nr = pinned_ranges[i].nr;
+
+		iov.iov_base = page_hva(self, first);
+		iov.iov_len = nr * page_size;
+		r = syscall(__NR_io_uring_register, fd, IORING_REGISTER_BUFFERS, &iov, 1);
+		TEST_ASSERT(!r, __KVM_SYSCALL_ERROR("IORING_REGISTER_BUFFERS", r));
+
+		check_pinned(self, first, nr);
+
+		r = syscall(__NR_io_uring_register, fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
+		TEST_ASSERT(!r, __KVM_SYSCALL_ERROR("IORING_UNREGISTER_BUFFERS", r));
+		check_unpinned(self);
+	}
+
+	/* Private memory can't be registered. */
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	iov.iov_base = self->mem;
+	iov.iov_len = page_size;
+	r = syscall(__NR_io_uring_register, fd, IORING_REGISTER_BUFFERS, &iov, 1);
+	TEST_ASSERT(r == -1 && errno == EFAULT,
+		    "IORING_REGISTER_BUFFERS: r = %d, errno = %d", r, errno);
+	kvm_close(fd);
+}
+
+/*
+ * Promise 8: if there's nothing to do, nothing is done: the host's PTEs are
+ * still there, and so are the guest's mappings.
+ */
+TEST_F(gmem, nop)
+{
+	u64 i, nr_faults;
+	struct pin pin;
+
+	/* All shared. */
+	host_fill(self, 0, NR_PAGES, 0x61);
+	guest_touch(self, 0, NR_PAGES);
+	nr_faults = arch_nr_guest_faults(self->vcpu);
+
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	convert(self, 3, 5, ATTR_SHARED);
+	for (i = 0; i < NR_PAGES; i++)
+		TEST_ASSERT(host_is_mapped(page_hva(self, i)),
+			    "Page %lu was unmapped", i);
+	guest_touch(self, 0, NR_PAGES);
+	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults);
+
+	/* References on pages that won't be converted don't matter. */
+	pin_page(&pin, page_hva(self, 4));
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	unpin_page(&pin);
+	check_all(self);
+
+	/* A private half, and shared neighbors. */
+	convert(self, 4, 8, ATTR_PRIVATE);
+	for (i = 0; i < NR_PAGES; i++)
+		TEST_ASSERT(host_can_read(page_hva(self, i)) == (i < 4 || i >= 12),
+			    "Page %lu has the wrong state", i);
+	guest_touch(self, 0, NR_PAGES);
+	nr_faults = arch_nr_guest_faults(self->vcpu);
+
+	convert(self, 4, 8, ATTR_PRIVATE);
+	convert(self, 5, 1, ATTR_PRIVATE);
+	convert(self, 0, 4, ATTR_SHARED);
+	convert(self, 12, 4, ATTR_SHARED);
+	for (i = 0; i < NR_PAGES; i++)
+		TEST_ASSERT(host_is_mapped(page_hva(self, i)) == (i < 4 || i >= 12),
+			    "Page %lu is %smapped", i,
+			    i < 4 || i >= 12 ? "not " : "");
+	guest_touch(self, 0, NR_PAGES);
+	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults);
+	check_all(self);
+}
+
+/* Promise 8: a conversion doesn't reach beyond its range. */
+TEST_F(gmem, neighbors)
+{
+	u64 i, nr_faults;
+
+	host_fill(self, 0, NR_PAGES, 0x62);
+	guest_touch(self, 0, NR_PAGES);
+	nr_faults = arch_nr_guest_faults(self->vcpu);
+
+	convert(self, 6, 3, ATTR_PRIVATE);
+	for (i = 0; i < NR_PAGES; i++)
+		TEST_ASSERT(host_is_mapped(page_hva(self, i)) == (i < 6 || i >= 9),
+			    "Page %lu is %smapped", i,
+			    i < 6 || i >= 9 ? "not " : "");
+	guest_touch(self, 0, 6);
+	guest_touch(self, 9, NR_PAGES - 9);
+	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults);
+
+	/* What was converted is mapped anew. */
+	guest_touch(self, 6, 3);
+	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults + 3);
+
+	convert(self, 7, 1, ATTR_SHARED);
+	guest_touch(self, 0, 7);
+	guest_touch(self, 8, NR_PAGES - 8);
+	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults + 3);
+	guest_touch(self, 7, 1);
+	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults + 4);
+	check_all(self);
+}
+
+/*
+ * Promise 8: in a mixed range, only pages that are converted lose their guest
+ * mappings.
+ */
+TEST_F(gmem, mixed)
+{
+	const u64 attributes[] = { ATTR_PRIVATE, ATTR_SHARED };
+	u64 i, j, nr_faults, nr_converted;
+
+	for (i = 0; i < ARRAY_SIZE(attributes); i++) {
+		convert(self, 0, NR_PAGES, ATTR_SHARED);
+		make_mixed(self);
+		nr_faults = arch_nr_guest_faults(self->vcpu);
+
+		nr_converted = 0;
+		for (j = 1; j < NR_PAGES - 1; j++)
+			nr_converted += self->pages[j].private != !!attributes[i];
+		convert(self, 1, NR_PAGES - 2, attributes[i]);
+
+		guest_touch(self, 0, NR_PAGES);
+		TEST_ASSERT(arch_nr_guest_faults(self->vcpu) == nr_faults + nr_converted,
+			    "Converted %lu of %u pages to %s, but the guest faulted on %lu",
+			    nr_converted, NR_PAGES - 2,
+			    attributes[i] ? "private" : "shared",
+			    (arch_nr_guest_faults(self->vcpu) - nr_faults));
+		check_all(self);
+	}
+}
+
+/* Promise 9: holes are zero, and as private, or shared, as before. */
+TEST_F(gmem, punch_hole)
+{
+	u64 i, j;
+
+	make_mixed(self);
+
+	for (i = 0; i < NR_PAGES; i += 5) {
+		u64 nr = min_t(u64, NR_PAGES - i, 3);
+
+		punch_hole(self->fd, i * page_size, nr * page_size);
+		for (j = i; j < i + nr; j++)
+			self->pages[j].tag = 0;
+		check_all(self);
+	}
+
+	/* State is kept for memory that isn't there, too. */
+	punch_hole(self->fd, 0, self->size);
+	punch_hole(self->fd, 0, self->size);
+	for (i = 0; i < NR_PAGES; i++)
+		self->pages[i].tag = 0;
+	convert(self, 5, 6, ATTR_PRIVATE);
+	check_all(self);
+
+	/* The hole is usable, by whomever it belongs to. */
+	guest_fill(self, 0, NR_PAGES, 0x71);
+	check_all(self);
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	check_all(self);
+	punch_hole(self->fd, 0, self->size);
+	for (i = 0; i < NR_PAGES; i++)
+		self->pages[i].tag = 0;
+	check_host(self);
+	host_fill(self, 0, NR_PAGES, 0x72);
+	check_all(self);
+}
+
+/*
+ * Promise 9: a hole can be punched under a reference, which then isn't one on
+ * the file's memory anymore.
+ */
+TEST_F(gmem, punch_hole_pinned)
+{
+	struct pin pin;
+
+	host_fill(self, 0, NR_PAGES, 0x73);
+	pin_page(&pin, page_hva(self, 4));
+	TEST_ASSERT_EQ(try_convert(self->fd, 0, self->size, ATTR_PRIVATE), EAGAIN);
+
+	punch_hole(self->fd, 4 * page_size, page_size);
+	self->pages[4].tag = 0;
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	check_all(self);
+
+	unpin_page_and_check(&pin, 0x73, 4);
+	check_all(self);
+}
+
+/*
+ * Promise 10: two memslots for parts of one file, at odd offsets, with a gap
+ * in between and in reverse order.
+ */
+TEST_F(gmem, slots_at_odd_offsets)
+{
+	const struct {
+		u64 gpa_page;
+		u64 first;
+		u64 nr;
+	} slots[] = {
+		{ 41, 3, 5 },
+		{ 33, 9, 6 },
+	};
+	/* In a slot, in both, in none, and beyond. */
+	const struct {
+		u64 first;
+		u64 nr;
+		bool private;
+	} conversions[] = {
+		{ 4, 1, true }, { 2, 10, true }, { 8, 1, false },
+		{ 15, 2, true }, { 7, 5, false }, { 0, 17, false },
+	};
+	const u64 nr_pages = 17, size = nr_pages * page_size;
+	struct {
+		bool private;
+		u8 tag;
+	} pages[17] = {};
+	u64 i, j, first;
+	u8 *mem, tag;
+	int fd;
+
+	fd = vm_create_guest_memfd(self->vm, size, MMAP_SHARED);
+	mem = mmap_gmem(fd, size);
+
+	for (i = 0; i < ARRAY_SIZE(slots); i++)
+		vm_set_user_memory_region2(self->vm, TEST_SLOT + 1 + i,
+					   KVM_MEM_GUEST_MEMFD,
+					   page_gpa(slots[i].gpa_page),
+					   slots[i].nr * page_size,
+					   mem + slots[i].first * page_size,
+					   fd, slots[i].first * page_size);
+
+	for (i = 0; i < ARRAY_SIZE(conversions); i++) {
+		tag = 0x10 + i;
+		for (j = 0; j < nr_pages; j++) {
+			if (pages[j].private)
+				continue;
+			fill_page((u64 *)(mem + j * page_size), tag, j, page_size);
+			pages[j].tag = tag;
+		}
+		for (j = 0; j < ARRAY_SIZE(slots); j++) {
+			guest_do(self->vcpu, GUEST_FILL, page_gpa(slots[j].gpa_page),
+				 slots[j].first, slots[j].nr, tag);
+			for (first = 0; first < slots[j].nr; first++)
+				pages[slots[j].first + first].tag = tag;
+		}
+
+		first = conversions[i].first;
+		TEST_ASSERT_EQ(try_convert(fd, first * page_size,
+					   conversions[i].nr * page_size,
+					   conversions[i].private ? ATTR_PRIVATE :
+								    ATTR_SHARED), 0);
+		for (j = first; j < first + conversions[i].nr; j++)
+			pages[j].private = conversions[i].private;
+
+		for (j = 0; j < nr_pages; j++) {
+			if (pages[j].private)
+				assert_private(mem + j * page_size);
+			else
+				assert_shared(mem + j * page_size, pages[j].tag, j);
+		}
+		for (j = 0; j < ARRAY_SIZE(slots); j++)
+			guest_do(self->vcpu, GUEST_CHECK, page_gpa(slots[j].gpa_page),
+				 slots[j].first, slots[j].nr, tag);
+	}
+
+	/* The other file isn't affected. */
+	check_all(self);
+
+	kvm_munmap(mem, size);
+	kvm_close(fd);
+}
+
+/*
+ * Promise 10: memslots come and go, state and contents stay with the file, and
+ * can be changed while there's no memslot.
+ */
+TEST_F(gmem, slot_recreation)
+{
+	gpa_t gpa = page_gpa(37);
+	u64 i, round;
+
+	make_mixed(self);
+	guest_fill(self, 0, NR_PAGES, 0x22);
+	check_all(self);
+
+	for (round = 0; round < 3; round++) {
+		vm_set_user_memory_region2(self->vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD,
+					   TEST_GPA, 0, NULL, -1, 0);
+		check_host(self);
+
+		convert(self, round * 3, 5, round & 1 ? ATTR_SHARED : ATTR_PRIVATE);
+		check_host(self);
+
+		/* Somewhere else, with less of the file. */
+		vm_set_user_memory_region2(self->vm, TEST_SLOT + 1, KVM_MEM_GUEST_MEMFD,
+					   gpa, 7 * page_size, NULL, self->fd,
+					   5 * page_size);
+		guest_do(self->vcpu, GUEST_CHECK, gpa, 5, 7, 0x22 + round);
+		convert(self, 1 + round, 9, round & 1 ? ATTR_SHARED : ATTR_PRIVATE);
+		check_host(self);
+		guest_do(self->vcpu, GUEST_CHECK, gpa, 5, 7, 0x22 + round);
+
+		vm_set_user_memory_region2(self->vm, TEST_SLOT + 1, KVM_MEM_GUEST_MEMFD,
+					   gpa, 0, NULL, -1, 0);
+
+		/* And back. */
+		vm_set_user_memory_region2(self->vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD,
+					   TEST_GPA, self->size, self->mem, self->fd, 0);
+		check_all(self);
+		guest_fill(self, 0, NR_PAGES, 0x23 + round);
+	}
+
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	for (i = 0; i < NR_PAGES; i++)
+		assert_shared(page_hva(self, i), 0x22 + round, i);
+}
+
+/* Promise 10: the file works without its VM. */
+TEST_F(gmem, vm_is_gone)
+{
+	u64 error_offset;
+	struct pin pin;
+	int round;
+
+	make_mixed(self);
+	kvm_vm_free(self->vm);
+	self->vm = NULL;
+	self->vcpu = NULL;
+	check_host(self);
+
+	for (round = 0; round < 3; round++) {
+		convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+		check_host(self);
+		convert(self, 0, NR_PAGES, ATTR_SHARED);
+		check_host(self);
+
+		host_fill(self, 0, NR_PAGES, 0x24 + round);
+		convert(self, round, 5, ATTR_PRIVATE);
+		check_host(self);
+		convert(self, 0, NR_PAGES, ATTR_SHARED);
+
+		pin_page(&pin, page_hva(self, 6));
+		TEST_ASSERT_EQ(__try_convert(self->fd, 0, self->size, ATTR_PRIVATE,
+					     &error_offset), EAGAIN);
+		TEST_ASSERT_EQ(error_offset, 6 * page_size);
+		unpin_page(&pin);
+		check_host(self);
+	}
+
+	punch_hole(self->fd, 0, self->size);
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	memset(self->pages, 0, sizeof(self->pages));
+	check_host(self);
+}
+
+/* Promise 10: mappings, of the host and of the guest, work without the fd. */
+TEST_F(gmem, fd_is_closed)
+{
+	struct guest_cmd cmd = {};
+	u64 i;
+	int r;
+
+	make_mixed(self);
+	kvm_close(self->fd);
+	self->fd = -1;
+
+	check_all(self);
+	for (i = 0; i < NR_PAGES; i++) {
+		if (!self->pages[i].private)
+			host_fill(self, i, 1, 0x27);
+	}
+	check_all(self);
+	guest_fill(self, 0, NR_PAGES, 0x28);
+	check_all(self);
+
+	/* The last user is gone, the guest has no memory anymore. */
+	kvm_munmap(self->mem, self->size);
+	self->mem = NULL;
+
+	guest_touch(self, 0, 0);
+	cmd.op = GUEST_TOUCH;
+	cmd.gva = TEST_GPA;
+	cmd.nr = 1;
+	write_guest_global(self->vm, guest_cmd, cmd);
+	r = _vcpu_run(self->vcpu);
+	TEST_ASSERT(r == -1 && errno == EFAULT, "r = %d, errno = %d", r, errno);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_MEMORY_FAULT);
+	TEST_ASSERT_EQ(self->vcpu->run->memory_fault.gpa, TEST_GPA);
+}
+
+/*
+ * Promise 10, and the library: the guest converts memory that's backed by two
+ * files, with one call.
+ */
+TEST_F(gmem, guest_driven)
+{
+	const gpa_t gpa = page_gpa(32);
+	struct guest_cmd cmd = {
+		.gva = gpa,
+		.nr = 16,
+	};
+	u8 *hva[16];
+	u64 i, first, nr;
+	int round;
+
+	/* Two memory regions, back to back, each with its own guest_memfd. */
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, gpa,
+				    TEST_SLOT + 1, 6, KVM_MEM_GUEST_MEMFD);
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS,
+				    gpa + 6 * page_size, TEST_SLOT + 2, 10,
+				    KVM_MEM_GUEST_MEMFD);
+
+	for (i = 0; i < 16; i++) {
+		hva[i] = addr_gpa2hva(self->vm, gpa + i * page_size);
+		assert_shared(hva[i], 0, i);
+		fill_page((u64 *)hva[i], 0x29, i, page_size);
+	}
+	guest_do(self->vcpu, GUEST_CHECK, gpa, 0, 16, 0x29);
+
+	for (round = 0; round < 4; round++) {
+		first = 2 + round;
+		nr = 12 - 2 * round;
+
+		cmd.op = GUEST_CONVERT;
+		cmd.private = true;
+		cmd.gva = gpa + first * page_size;
+		cmd.nr = nr;
+		guest_run(self->vcpu, &cmd);
+
+		for (i = 0; i < 16; i++) {
+			if (i >= first && i < first + nr)
+				assert_private(hva[i]);
+			else
+				assert_shared(hva[i], 0x29 + round, i);
+		}
+		guest_do(self->vcpu, GUEST_CHECK, gpa, 0, 16, 0x29 + round);
+		guest_do(self->vcpu, GUEST_FILL, gpa, 0, 16, 0x2a + round);
+
+		cmd.private = false;
+		guest_run(self->vcpu, &cmd);
+		for (i = 0; i < 16; i++)
+			assert_shared(hva[i], 0x2a + round, i);
+	}
+	check_all(self);
+
+	vm_mem_set_private(self->vm, gpa + 5 * page_size, 2 * page_size);
+	for (i = 0; i < 16; i++) {
+		if (i == 5 || i == 6)
+			assert_private(hva[i]);
+		else
+			assert_shared(hva[i], 0x29 + round, i);
+	}
+	vm_mem_set_shared(self->vm, gpa, 16 * page_size);
+	for (i = 0; i < 16; i++)
+		assert_shared(hva[i], 0x29 + round, i);
+}
+
+/*
+ * On a VM that tracks attributes in guest_memfd, a memslot takes all of its
+ * memory from guest_memfd, even if the guest_memfd can't be mapped and shared
+ * memory is thus of no use to the host.
+ */
+TEST_F(gmem, not_mappable)
+{
+	const u64 flags[] = { 0, GUEST_MEMFD_FLAG_INIT_SHARED };
+	const gpa_t gpa = page_gpa(32);
+	const u64 size = 4 * page_size;
+	u8 *decoy;
+	int fd, i, j;
+	void *mem;
+
+	decoy = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	memset(decoy, 0xee, size);
+
+	for (i = 0; i < ARRAY_SIZE(flags); i++) {
+		fd = vm_create_guest_memfd(self->vm, size, flags[i]);
+		mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		TEST_ASSERT(mem == MAP_FAILED, "guest_memfd can be mapped");
+
+		vm_set_user_memory_region2(self->vm, TEST_SLOT + 1, KVM_MEM_GUEST_MEMFD,
+					   gpa, size, decoy, fd, 0);
+
+		guest_do(self->vcpu, GUEST_CHECK, gpa, 0, 4, 0);
+		guest_do(self->vcpu, GUEST_FILL, gpa, 0, 4, 0x2b);
+
+		TEST_ASSERT_EQ(try_convert(fd, page_size, 2 * page_size, ATTR_SHARED), 0);
+		guest_do(self->vcpu, GUEST_CHECK, gpa, 0, 4, 0x2b);
+		TEST_ASSERT_EQ(try_convert(fd, 0, size, ATTR_PRIVATE), 0);
+		guest_do(self->vcpu, GUEST_CHECK, gpa, 0, 4, 0x2b);
+		TEST_ASSERT_EQ(try_convert(fd, 0, size, ATTR_SHARED), 0);
+		guest_do(self->vcpu, GUEST_CHECK, gpa, 0, 4, 0x2b);
+		guest_do(self->vcpu, GUEST_FILL, gpa, 0, 4, 0x2c);
+
+		vm_set_user_memory_region2(self->vm, TEST_SLOT + 1, KVM_MEM_GUEST_MEMFD,
+					   gpa, 0, NULL, -1, 0);
+		kvm_close(fd);
+
+		for (j = 0; j < size; j++)
+			TEST_ASSERT(decoy[j] == 0xee, "The guest got at other memory");
+	}
+	kvm_munmap(decoy, size);
+}
+
+/* New files have the state that their flags ask for, all the way. */
+TEST_F(gmem, initial_state)
+{
+	u8 *mem;
+	int fd, i;
+
+	for (i = 0; i < 2; i++) {
+		fd = vm_create_guest_memfd(self->vm, self->size,
+					   i ? MMAP_SHARED : MMAP_PRIVATE);
+		mem = mmap_gmem(fd, self->size);
+		if (i) {
+			assert_shared(mem, 0, 0);
+			assert_shared(mem + self->size - page_size, 0, 0);
+		} else {
+			assert_private(mem);
+			assert_private(mem + self->size - page_size);
+		}
+		kvm_munmap(mem, self->size);
+		kvm_close(fd);
+	}
+}
+
+/* Promises 1, 4, 6, 7 and 9, in whatever order the dice say. */
+TEST_F_TIMEOUT(gmem, random, 240)
+{
+	struct kvm_random_state rng = new_rng();
+	u64 i, j, first, nr, error_offset;
+	int r;
+
+	TEST_ASSERT(rng.seed, "The random number generator needs a seed");
+
+	for (i = 0; i < 500; i++) {
+		struct pin pin;
+		bool expect_eagain;
+		u64 attributes;
+		u64 pinned;
+
+		first = kvm_random_u32_in_range(&rng, 0, NR_PAGES - 1);
+		nr = kvm_random_u32_in_range(&rng, 1, NR_PAGES - first);
+		attributes = kvm_random_bool(&rng) ? ATTR_PRIVATE : ATTR_SHARED;
+
+		switch (kvm_random_u32_in_range(&rng, 0, 5)) {
+		case 0:
+		case 1:
+			convert(self, first, nr, attributes);
+			break;
+		case 2:
+			for (j = first; j < first + nr; j++) {
+				if (!self->pages[j].private)
+					host_fill(self, j, 1, 1 + i % 255);
+			}
+			break;
+		case 3:
+			guest_fill(self, first, nr, 1 + i % 255);
+			break;
+		case 4:
+			punch_hole(self->fd, first * page_size, nr * page_size);
+			for (j = first; j < first + nr; j++)
+				self->pages[j].tag = 0;
+			break;
+		case 5:
+			pinned = kvm_random_u32_in_range(&rng, 0, NR_PAGES - 1);
+			if (self->pages[pinned].private)
+				break;
+
+			pin_page(&pin, page_hva(self, pinned));
+			expect_eagain = attributes && pinned >= first && pinned < first + nr;
+			r = __try_convert(self->fd, first * page_size, nr * page_size,
+					  attributes, &error_offset);
+			if (expect_eagain) {
+				TEST_ASSERT_EQ(r, EAGAIN);
+				TEST_ASSERT_EQ(error_offset, pinned * page_size);
+			} else {
+				TEST_ASSERT_EQ(r, 0);
+				for (j = first; j < first + nr; j++)
+					self->pages[j].private = attributes;
+			}
+			unpin_page_and_check(&pin, self->pages[pinned].tag, pinned);
+			break;
+		}
+
+		/* Have memory in the hands of the host, the guest, or both. */
+		if (kvm_random_bool(&rng))
+			check_host(self);
+		if (kvm_random_bool(&rng))
+			check_guest(self);
+	}
+	check_all(self);
+}
+
+/*
+ * Promise 1: running out of memory, at every single place where that's
+ * possible.
+ */
+static void write_debugfs(const char *path, const char *val)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0)
+		return;
+
+	TEST_ASSERT_EQ(write(fd, val, strlen(val)), strlen(val));
+	kvm_close(fd);
+}
+
+TEST_F_TIMEOUT(gmem, enomem, 120)
+{
+	const struct {
+		u64 first;
+		u64 nr;
+		u64 attributes;
+	} conversions[] = {
+		{ 0, 1, ATTR_PRIVATE },
+		{ 0, NR_PAGES, ATTR_PRIVATE },
+		{ 5, 6, ATTR_SHARED },
+		{ 9, 1, ATTR_PRIVATE },
+	};
+	u64 i, j, error_offset;
+	int fd, nr_enomem = 0;
+
+	fd = open("/proc/thread-self/fail-nth", O_RDWR);
+	if (fd < 0)
+		SKIP(return, "Needs CONFIG_FAULT_INJECTION and CONFIG_FAILSLAB");
+
+	write_debugfs("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
+	write_debugfs("/sys/kernel/debug/failslab/verbose", "0");
+	write_debugfs("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
+	write_debugfs("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N");
+	write_debugfs("/sys/kernel/debug/fail_page_alloc/min-order", "0");
+	write_debugfs("/sys/kernel/debug/fail_page_alloc/verbose", "0");
+	write_debugfs("/sys/kernel/debug/fail_usercopy/verbose", "0");
+
+	make_mixed(self);
+
+	for (i = 0; i < ARRAY_SIZE(conversions); i++) {
+		const u64 first = conversions[i].first;
+		const u64 nr = conversions[i].nr;
+		char buf[16];
+		int nth, r;
+
+		for (nth = 1; nth < 1000; nth++) {
+			struct kvm_memory_attributes2 attr =
+				good_arg(first, nr, conversions[i].attributes);
+			int len = snprintf(buf, sizeof(buf), "%d", nth);
+			int err;
+
+			TEST_ASSERT_EQ(pwrite(fd, buf, len, 0), len);
+			r = ioctl(self->fd, KVM_SET_MEMORY_ATTRIBUTES2, &attr);
+			err = r ? errno : 0;
+			error_offset = attr.error_offset;
+
+			/*
+			 * A fault that wasn't due yet can strike here, too, as
+			 * copying to and from user space is subject to it.
+			 */
+			memset(buf, 0, sizeof(buf));
+			if (pread(fd, buf, sizeof(buf) - 1, 0) < 0) {
+				TEST_ASSERT_EQ(errno, EFAULT);
+				buf[0] = '1';
+			}
+			while (pwrite(fd, "0", 1, 0) != 1)
+				TEST_ASSERT_EQ(errno, EFAULT);
+
+			/* EFAULT is for copying the argument, in or out. */
+			TEST_ASSERT(!err || err == ENOMEM || err == EFAULT,
+				    "fail-nth = %d, errno = %d", nth, err);
+			if (err == ENOMEM) {
+				nr_enomem++;
+				TEST_ASSERT_EQ(error_offset, first * page_size);
+			} else {
+				TEST_ASSERT_EQ(error_offset, ERROR_OFFSET_CANARY);
+			}
+			if (err) {
+				check_all(self);
+				continue;
+			}
+
+			for (j = first; j < first + nr; j++)
+				self->pages[j].private = conversions[i].attributes;
+			check_all(self);
+
+			/* Done once no fault was left to be injected. */
+			if (atoi(buf))
+				break;
+
+			/* Start over if KVM coped with failure. */
+			convert(self, 0, NR_PAGES, ATTR_SHARED);
+			make_mixed(self);
+		}
+		TEST_ASSERT(nth < 1000, "There's no end of failures");
+
+		convert(self, 0, NR_PAGES, ATTR_SHARED);
+		make_mixed(self);
+	}
+	TEST_ASSERT(nr_enomem, "No conversion ever failed");
+	kvm_close(fd);
+}
+
+/*
+ * Promise 17: the host faults in shared pages while they're being converted,
+ * and never makes a conversion fail.
+ */
+struct toucher {
+	u8 *mem;
+	bool stop;
+	u64 nr_ok;
+	u64 nr_sigbus;
+};
+
+static __thread sigjmp_buf toucher_jmpbuf;
+
+static void toucher_sigbus_handler(int signum)
+{
+	siglongjmp(toucher_jmpbuf, 1);
+}
+
+static void *touch_memory(void *data)
+{
+	struct toucher *toucher = data;
+	u64 page;
+
+	while (!READ_ONCE(toucher->stop)) {
+		if (sigsetjmp(toucher_jmpbuf, 1)) {
+			toucher->nr_sigbus++;
+			continue;
+		}
+
+		page = (toucher->nr_ok + toucher->nr_sigbus) % NR_PAGES;
+		READ_ONCE(toucher->mem[page * page_size]);
+		toucher->nr_ok++;
+	}
+	return NULL;
+}
+
+TEST_F_TIMEOUT(gmem, host_faults_are_waited_for, 120)
+{
+	struct sigaction sa_old, sa_new = {
+		.sa_handler = toucher_sigbus_handler,
+	};
+	struct toucher toucher = { .mem = self->mem };
+	pthread_t thread;
+	int i;
+
+	host_fill(self, 0, NR_PAGES, 0x55);
+
+	sigaction(SIGBUS, &sa_new, &sa_old);
+	kvm_pthread_create(&thread, NULL, touch_memory, &toucher);
+
+	/* Go on until the thread had its share of both. */
+	for (i = 0; i < 2000 || READ_ONCE(toucher.nr_ok) < 100 ||
+	     READ_ONCE(toucher.nr_sigbus) < 100; i++) {
+		convert(self, i % 3, NR_PAGES - 4, ATTR_PRIVATE);
+		if (!(i % 16))
+			sched_yield();
+		convert(self, i % 3, NR_PAGES - 4, ATTR_SHARED);
+		if (!(i % 16))
+			sched_yield();
+	}
+
+	WRITE_ONCE(toucher.stop, true);
+	kvm_pthread_join(thread, NULL);
+	sigaction(SIGBUS, &sa_old, NULL);
+
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	check_all(self);
+}
+
+/*
+ * The cost of a conversion is up to what's there, not to how much could be.  If
+ * it weren't, this would take forever.
+ */
+TEST(huge_and_sparse)
+{
+	const u64 size = 1ull << 40;
+	struct kvm_vm *vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	u64 pages[] = { 0, 1, 0x12345, 0, 0, 0 };
+	u64 error_offset, last;
+	struct pin pin;
+	int fd, i, j;
+	u8 *mem;
+
+	last = size / page_size - 1;
+	pages[3] = last / 2;
+	pages[4] = last - 1;
+	pages[5] = last;
+
+	vm_enable_gmem_attributes(vm);
+	fd = vm_create_guest_memfd(vm, size, MMAP_PRIVATE);
+	mem = mmap_gmem(fd, size);
+
+	gmem_set_shared(fd, 0, size);
+	for (i = 0; i < ARRAY_SIZE(pages); i++) {
+		assert_shared(mem + pages[i] * page_size, 0, 0);
+		fill_page((u64 *)(mem + pages[i] * page_size), 0x91, pages[i], page_size);
+	}
+
+	for (j = 0; j < 100; j++) {
+		gmem_set_private(fd, 0, size);
+		for (i = 0; i < ARRAY_SIZE(pages); i++)
+			assert_private(mem + pages[i] * page_size);
+
+		gmem_set_shared(fd, page_size, size - 2 * page_size);
+		assert_private(mem);
+		assert_private(mem + last * page_size);
+		for (i = 1; i < ARRAY_SIZE(pages) - 1; i++)
+			assert_shared(mem + pages[i] * page_size, 0x91, pages[i]);
+
+		gmem_set_shared(fd, 0, size);
+		assert_shared(mem, 0x91, 0);
+		assert_shared(mem + last * page_size, 0x91, last);
+	}
+
+	pin_page(&pin, mem + last * page_size);
+	TEST_ASSERT_EQ(__try_convert(fd, 0, size, ATTR_PRIVATE, &error_offset), EAGAIN);
+	TEST_ASSERT_EQ(error_offset, last * page_size);
+	for (i = 0; i < ARRAY_SIZE(pages); i++)
+		assert_shared(mem + pages[i] * page_size, 0x91, pages[i]);
+	unpin_page(&pin);
+
+	/* Halves of halves, from either end. */
+	for (i = 1; i < 24; i++) {
+		gmem_set_private(fd, 0, size >> i);
+		gmem_set_shared(fd, 0, size >> (i + 1));
+	}
+	assert_shared(mem, 0x91, 0);
+	assert_shared(mem + page_size, 0x91, 1);
+	assert_shared(mem + last * page_size, 0x91, last);
+
+	kvm_munmap(mem, size);
+	kvm_close(fd);
+
+	/* As large as it gets. */
+	fd = vm_create_guest_memfd(vm, INT64_MAX & ~(page_size - 1), MMAP_SHARED);
+	gmem_set_private(fd, 0, INT64_MAX & ~(page_size - 1));
+	gmem_set_shared(fd, page_size, page_size);
+	gmem_set_shared(fd, (INT64_MAX & ~(page_size - 1)) - page_size, page_size);
+	kvm_close(fd);
+
+	kvm_vm_free(vm);
+}
+
+/*
+ * Promise 16: the guest decides what's converted, and can make the record of
+ * what's private as large, and as scattered, as it wants to.
+ */
+FIXTURE(scattered) {
+	struct kvm_vm *vm;
+	int fd;
+	u64 size;
+	u8 *mem;
+	u8 *private;
+};
+
+FIXTURE_VARIANT(scattered) {
+	u32 nr;
+	u64 flags;
+	bool shuffle;
+};
+
+FIXTURE_VARIANT_ADD(scattered, 4096_to_private) {
+	.nr = 4096,
+	.flags = MMAP_SHARED,
+};
+
+FIXTURE_VARIANT_ADD(scattered, 4096_to_shared) {
+	.nr = 4096,
+	.flags = MMAP_PRIVATE,
+};
+
+FIXTURE_VARIANT_ADD(scattered, 4096_to_private_shuffled) {
+	.nr = 4096,
+	.flags = MMAP_SHARED,
+	.shuffle = true,
+};
+
+FIXTURE_VARIANT_ADD(scattered, 30000_to_private) {
+	.nr = 30000,
+	.flags = MMAP_SHARED,
+};
+
+FIXTURE_VARIANT_ADD(scattered, 30000_to_shared_shuffled) {
+	.nr = 30000,
+	.flags = MMAP_PRIVATE,
+	.shuffle = true,
+};
+
+#define scattered_data FIXTURE_DATA(scattered)
+#define scattered_variant FIXTURE_VARIANT(scattered)
+
+FIXTURE_SETUP(scattered)
+{
+	self->vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	vm_enable_gmem_attributes(self->vm);
+
+	/* Start, and end, with pages that aren't converted. */
+	self->size = (2ull * variant->nr + 1) * page_size;
+	self->private = malloc(self->size / page_size);
+	TEST_ASSERT(self->private, "malloc() failed");
+
+	self->fd = -1;
+}
+
+FIXTURE_TEARDOWN(scattered)
+{
+	free(self->private);
+	kvm_vm_free(self->vm);
+}
+
+static void scatter(scattered_data *self, const scattered_variant *variant,
+		    struct kvm_random_state *rng)
+{
+	const bool private = variant->flags & GUEST_MEMFD_FLAG_INIT_SHARED;
+	u32 i, *order;
+
+	self->fd = vm_create_guest_memfd(self->vm, self->size, variant->flags);
+	self->mem = mmap_gmem(self->fd, self->size);
+	memset(self->private, !private, self->size / page_size);
+
+	order = malloc(variant->nr * sizeof(*order));
+	TEST_ASSERT(order, "malloc() failed");
+	for (i = 0; i < variant->nr; i++)
+		order[i] = i;
+	for (i = variant->nr - 1; variant->shuffle && i; i--) {
+		u32 j = kvm_random_u32_in_range(rng, 0, i);
+		u32 tmp = order[i];
+
+		order[i] = order[j];
+		order[j] = tmp;
+	}
+
+	for (i = 0; i < variant->nr; i++) {
+		u64 page = 2 * order[i] + 1;
+
+		gmem_set_memory_attributes(self->fd, page * page_size, page_size,
+					   private ? ATTR_PRIVATE : ATTR_SHARED);
+		self->private[page] = private;
+	}
+	free(order);
+}
+
+/* Each look at a page that's shared allocates it, look at a few only. */
+static void check_scattered(scattered_data *self, struct kvm_random_state *rng)
+{
+	u64 page, nr_pages = self->size / page_size;
+	int i;
+
+	for (i = 0; i < 400; i++) {
+		switch (i) {
+		case 0 ... 9:
+			page = i;
+			break;
+		case 10 ... 19:
+			page = nr_pages - 1 - (i - 10);
+			break;
+		default:
+			page = kvm_random_u32_in_range(rng, 0, nr_pages - 1);
+			break;
+		}
+
+		TEST_ASSERT(host_can_read(self->mem + page * page_size) ==
+			    !self->private[page],
+			    "Page %lu should be %s", page,
+			    self->private[page] ? "private" : "shared");
+	}
+}
+
+/* Tear down the record as it is. */
+static void close_scattered(scattered_data *self)
+{
+	kvm_munmap(self->mem, self->size);
+	kvm_close(self->fd);
+}
+
+static void convert_all_scattered(scattered_data *self, u64 attributes)
+{
+	gmem_set_memory_attributes(self->fd, 0, self->size, attributes);
+	memset(self->private, !!attributes, self->size / page_size);
+}
+
+TEST_F_TIMEOUT(scattered, close, 600)
+{
+	struct kvm_random_state rng = new_rng();
+
+	scatter(self, variant, &rng);
+	check_scattered(self, &rng);
+	close_scattered(self);
+}
+
+TEST_F_TIMEOUT(scattered, convert_all, 600)
+{
+	struct kvm_random_state rng = new_rng();
+	const u64 attributes[] = { ATTR_PRIVATE, ATTR_SHARED };
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(attributes); i++) {
+		scatter(self, variant, &rng);
+		check_scattered(self, &rng);
+
+		/* All but the first and the last page, and then these, too. */
+		gmem_set_memory_attributes(self->fd, page_size,
+					   self->size - 2 * page_size, attributes[i]);
+		memset(self->private + 1, !!attributes[i], self->size / page_size - 2);
+		check_scattered(self, &rng);
+
+		convert_all_scattered(self, attributes[i]);
+		check_scattered(self, &rng);
+		close_scattered(self);
+	}
+}
+
+/* Merge what's next to each other again, one by one. */
+TEST_F_TIMEOUT(scattered, convert_back, 600)
+{
+	struct kvm_random_state rng = new_rng();
+	const bool private = variant->flags & GUEST_MEMFD_FLAG_INIT_SHARED;
+	u64 page;
+
+	scatter(self, variant, &rng);
+
+	for (page = 1; page < self->size / page_size; page += 2) {
+		gmem_set_memory_attributes(self->fd, page * page_size, page_size,
+					   private ? ATTR_SHARED : ATTR_PRIVATE);
+		self->private[page] = !private;
+	}
+	check_scattered(self, &rng);
+
+	/* And the gaps, this time. */
+	for (page = 0; page < self->size / page_size; page += 2) {
+		gmem_set_memory_attributes(self->fd, page * page_size, page_size,
+					   private ? ATTR_PRIVATE : ATTR_SHARED);
+		self->private[page] = private;
+	}
+	check_scattered(self, &rng);
+	close_scattered(self);
+}
+
+/* Promise 1, on a grand scale: a failure that comes late, amid many ranges. */
+TEST_F_TIMEOUT(scattered, eagain, 600)
+{
+	struct kvm_random_state rng = new_rng();
+	const u64 last = self->size / page_size - 2;
+	u64 error_offset;
+	struct pin pin;
+
+	scatter(self, variant, &rng);
+
+	gmem_set_shared(self->fd, last * page_size, page_size);
+	self->private[last] = false;
+	pin_page(&pin, self->mem + last * page_size);
+	TEST_ASSERT_EQ(__try_convert(self->fd, 0, self->size, ATTR_PRIVATE,
+				     &error_offset), EAGAIN);
+	TEST_ASSERT_EQ(error_offset, last * page_size);
+	check_scattered(self, &rng);
+	unpin_page(&pin);
+
+	convert_all_scattered(self, ATTR_PRIVATE);
+	check_scattered(self, &rng);
+	close_scattered(self);
+}
+
+static pid_t main_pid;
+
+/*
+ * Test cases end with _exit().  Whatever calls exit() in a test case, e.g. a
+ * failed assertion, is a failure, even if the library thinks it's a reason to
+ * skip, e.g. because errno happens to be EACCES.
+ */
+static void fail_on_exit(void)
+{
+	if (getpid() == main_pid)
+		return;
+
+	fflush(NULL);
+	_exit(KSFT_FAIL);
+}
+
+/*
+ * Snatch "-s seed" from the command line, the rest is for the harness.  The
+ * library has picked, and printed, a seed already.
+ */
+static void parse_seed(int *argc, char *argv[])
+{
+	char *end;
+	int i, j;
+
+	for (i = 1; i < *argc; i++) {
+		if (strcmp(argv[i], "-s"))
+			continue;
+
+		TEST_ASSERT(i + 1 < *argc, "-s needs a seed for random tests");
+		kvm_random_seed = strtoul(argv[i + 1], &end, 0);
+		TEST_ASSERT(!*end && end != argv[i + 1] &&
+			    kvm_random_seed % INT32_MAX,
+			    "Invalid seed '%s'", argv[i + 1]);
+
+		pr_info("Overriding random seed: 0x%x\n", kvm_random_seed);
+
+		for (j = i; j + 2 <= *argc; j++)
+			argv[j] = argv[j + 2];
+		*argc -= 2;
+		i--;
+	}
+}
+
+int main(int argc, char *argv[])
+{
+	const char *param = "/sys/module/kvm/parameters/vm_memory_attributes";
+
+	page_size = getpagesize();
+	main_pid = getpid();
+
+	parse_seed(&argc, argv);
+
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD));
+	TEST_REQUIRE(arch_has_private_vms());
+	__TEST_REQUIRE(!access(param, F_OK) || kvm_has_gmem_attributes(),
+		       "KVM doesn't support attributes tracked in guest_memfd");
+
+	atexit(fail_on_exit);
+
+	return test_harness_run(argc, argv);
+}
