@@ -38,6 +38,7 @@
 #include <sys/wait.h>
 
 #define KSFT_SKIP	4
+#define KMEMLEAK	"/sys/kernel/debug/kmemleak"
 #define GRACE		30	/* seconds that a killed program has to go away */
 #define REPORT_LINES	150	/* of the kernel's log, when it has complained */
 
@@ -224,6 +225,8 @@ static void report_sickness(void)
 	int lines = 0;
 	char buf[8192], *msg;
 
+	if (!*sick)
+		return;
 	say(port_err, "lab: the kernel complains: %s\n", sick);
 	while ((msg = next_record(fd, buf, sizeof(buf), &seq, &kernel)))
 		if (kernel && seq >= sick_seq && lines++ < REPORT_LINES)
@@ -238,7 +241,7 @@ static void report_sickness(void)
  */
 static bool leaks(void)
 {
-	const char *path = "/sys/kernel/debug/kmemleak";
+	const char *path = KMEMLEAK;
 	static char report[65536];
 
 	if (access(path, F_OK))
@@ -410,6 +413,7 @@ static void run_one(char *args, size_t len, double timeout)
 {
 	char *argv[256], *end = args + len;
 	struct run r = { .argv = argv, .timeout = timeout };
+	unsigned long long since = last_seq;
 	unsigned int n = 0;
 
 	for (char *p = args; p < end && n < 255; p += strlen(p) + 1)
@@ -417,12 +421,13 @@ static void run_one(char *args, size_t len, double timeout)
 	argv[n] = NULL;
 
 	run(&r);
-	if (check_kernel(last_seq)) {
+	if (check_kernel(since)) {
 		report_sickness();
 		say(port_verdict, "sick\n");
 	} else if (r.hung || r.stuck) {
 		say(port_verdict, "hang\n");
-	} else if (leaks()) {
+	} else if (leaks() || check_kernel(since)) {
+		report_sickness();
 		say(port_verdict, "sick\n");
 	} else if (WIFSIGNALED(r.status)) {
 		say(port_verdict, "signal %d\n", WTERMSIG(r.status));
@@ -490,9 +495,13 @@ static void run_plan(char *plan)
 			return;
 		}
 	}
-	if (leaks()) {
-		say(port_verdict, "sick\n");
-		return;
+	if (!access(KMEMLEAK, F_OK)) {
+		bool bad = leaks() || check_kernel(last_seq);
+
+		report_sickness();
+		good &= !bad;
+		say(port_verdict, "result kmemleak %s 0\n",
+		    bad ? "FAIL" : "PASS");
 	}
 	say(port_verdict, "exit %d\n", !good);
 }
