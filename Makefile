@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The front door: every command a person needs. See README.md.
+
+ARCH ?= x86_64
+BUILD ?= build
+export ARCH
+
+PHONY := help demo check tree refresh series lint docs headers shell
+
+help:
+	@echo 'make demo     from nothing to a kernel that converts memory in front of you'
+	@echo 'make check    all tests; last line "N passed, N failed, N skipped"'
+	@echo 'make lint     checkpatch, sparse, coccinelle, W=1, shellcheck'
+	@echo 'make tree     base + whole files + patches -> a git tree in build/tree'
+	@echo 'make refresh  commits of that tree -> patches/ and whole files'
+	@echo 'make series   the series as mails in build/series, checked with git am'
+	@echo 'make headers  the user headers of the patched kernel, in build/headers/include'
+	@echo 'make docs     the HTML documentation of what the series touches'
+	@echo 'make shell    a shell in the booted kernel'
+	@echo
+	@echo 'BASE=/path/to/linux uses a kernel tree of yours, any 7.3.y.'
+	@echo 'lab/run PROGRAM runs a static program in the booted kernel: lab/run --help.'
+
+demo:
+	@scripts/demo
+
+check:
+	@scripts/check
+
+lint:
+	@scripts/lint
+
+tree:
+	@scripts/tree
+
+refresh:
+	@scripts/refresh
+
+series:
+	@scripts/series
+
+headers:
+	@scripts/headers
+
+docs:
+	@scripts/docs
+
+shell:
+	@lab/run --shell
+
+.PHONY: $(PHONY)
