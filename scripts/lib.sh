@@ -10,7 +10,7 @@
 
 # shellcheck disable=SC2034	# used by those who source this
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-BUILD=${BUILD:-$TOP/build}
+BUILD=$(realpath -m "${BUILD:-$TOP/build}")
 CACHE=${XDG_CACHE_HOME:-~/.cache}/guest-memfd
 export LC_ALL=C
 # One clock for a command and all that it calls.
@@ -49,6 +49,7 @@ long() {
 	shift 2
 	say "$what"
 	(
+		exec 8>&- 9>&-	# no lock is held for this
 		every=15
 		[ ! -t 2 ] || every=1
 		for ((n = 1;; n++)); do
