@@ -63,7 +63,8 @@ long() {
 	) >/dev/null &
 	ticker=$!
 	"$@" || status=$?
-	kill $ticker 2>/dev/null || :
+	# Whoever ignores other signals has passed that on.
+	kill -KILL $ticker 2>/dev/null || :
 	wait $ticker 2>/dev/null || :
 	[ ! -t 2 ] || printf '\r\033[K' >&2
 	return $status
