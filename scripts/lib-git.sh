@@ -83,7 +83,7 @@ same() {
 
 # What the tree has besides commits, in a few words; nothing if nothing.
 uncommitted() {
-	local f dir
+	local f dir exclude
 
 	dir=$(g rev-parse --absolute-git-dir)
 	for f in rebase-merge rebase-apply MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD; do
@@ -94,17 +94,19 @@ uncommitted() {
 		}
 	done
 	g update-index -q --refresh >/dev/null || :
-	f=$(g diff-index --name-only HEAD | head -n 1)
+	f=$(g diff-index --name-only HEAD | sed -n 1p)
 	[ -z "$f" ] || {
 		echo "uncommitted changes in $f"
 		return
 	}
-	# Debian's .gitignore ignores the whole tree.
-	f=$(g ls-files -o --exclude-per-directory=.gitignore -X <(
+	# Debian's .gitignore ignores the whole tree. Only patterns of the command
+	# line win over it, so that all others of that file have to be there, too.
+	mapfile -t exclude < <(
 		echo '!/*'
-		grep -vx '/\*' "$tree/.gitignore"
-		cat "$dir/info/exclude" 2>/dev/null
-	) | head -n 1)
+		grep -hvxE '/\*|#.*|' "$tree/.gitignore" "$dir/info/exclude"
+	)
+	f=$(g ls-files -o --exclude-per-directory=.gitignore \
+		"${exclude[@]/#/--exclude=}" | sed -n 1p)
 	[ -z "$f" ] || echo "a new file, $f, in no commit"
 }
 
