@@ -9,6 +9,7 @@
 #include <linux/gfp.h>
 #include <linux/maple_tree.h>
 #include <linux/minmax.h>
+#include <linux/sched.h>
 #include <linux/xarray.h>
 
 #include "guest_memfd_attributes.h"
@@ -82,6 +83,36 @@ bool kvm_gmem_attributes_range_has(struct kvm_gmem_attributes *attrs,
 	pgoff_t unused;
 
 	return !kvm_gmem_attributes_next(attrs, attributes, &start, &unused, end);
+}
+
+/*
+ * How many of the first @nr_pages pages have @attributes?  In @nr_runs, return how
+ * many runs of pages with equal attributes there are, whatever those are.
+ */
+unsigned long kvm_gmem_attributes_count(struct kvm_gmem_attributes *attrs,
+					u64 attributes, unsigned long nr_pages,
+					unsigned long *nr_runs)
+{
+	MA_STATE(mas, &attrs->tree, 0, 0);
+	void *entry = kvm_gmem_attributes_to_entry(attrs, attributes);
+	unsigned long nr = 0;
+	pgoff_t start, end;
+
+	*nr_runs = 0;
+
+	for (start = 0; start < nr_pages; start = end) {
+		bool found = mas_walk(&mas) == entry;
+
+		end = min(mas.last, nr_pages - 1) + 1;
+		if (found)
+			nr += end - start;
+
+		(*nr_runs)++;
+		mas_set(&mas, end);
+		cond_resched();
+	}
+
+	return nr;
 }
 
 /*

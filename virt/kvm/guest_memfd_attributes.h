@@ -39,6 +39,10 @@ bool kvm_gmem_attributes_next(struct kvm_gmem_attributes *attrs, u64 attributes,
 bool kvm_gmem_attributes_range_has(struct kvm_gmem_attributes *attrs,
 				   pgoff_t start, pgoff_t end, u64 attributes);
 
+unsigned long kvm_gmem_attributes_count(struct kvm_gmem_attributes *attrs,
+					u64 attributes, unsigned long nr_pages,
+					unsigned long *nr_runs);
+
 int kvm_gmem_attributes_reserve(struct kvm_gmem_attributes *attrs,
 				struct kvm_gmem_attributes_change *change,
 				pgoff_t start, pgoff_t end, u64 attributes);

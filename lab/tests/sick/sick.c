@@ -3,7 +3,7 @@
  * Kernel code with one of the faults that do not stop a kernel, so that
  * lab/test can see the lab notice. Loading it commits the fault and fails.
  */
-#include <linux/delay.h>
+#include <linux/kernel.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/rcupdate.h>
@@ -31,10 +31,11 @@ static void lock_in_both_orders(void)
 	mutex_unlock(&b);
 }
 
+/* To sleep in earnest would be fatal. */
 static void sleep_under_spinlock(void)
 {
 	spin_lock(&lock);
-	msleep(1);
+	might_sleep();
 	spin_unlock(&lock);
 }
 
