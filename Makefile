@@ -6,12 +6,13 @@ ARCH ?= x86_64
 BUILD ?= build
 export ARCH
 
-PHONY := help demo check tree refresh series lint docs headers shell
+PHONY := help demo check tree refresh series lint mutants docs headers shell
 
 help:
 	@echo 'make demo     from nothing to a kernel that converts memory in front of you'
 	@echo 'make check    all tests; last line "N passed, N failed, N skipped"'
 	@echo 'make lint     checkpatch, sparse, coccinelle, W=1, shellcheck'
+	@echo 'make mutants  break the kernel on purpose, and see the tests notice'
 	@echo 'make tree     base + whole files + patches -> a git tree in build/tree'
 	@echo 'make refresh  commits of that tree -> patches/ and whole files'
 	@echo 'make series   the series as mails in build/series, checked with git am'
@@ -30,6 +31,9 @@ check:
 
 lint:
 	@scripts/lint
+
+mutants:
+	@scripts/mutants
 
 tree:
 	@scripts/tree

@@ -21,7 +21,7 @@
 
 #include "kselftest_harness.h"
 
-#if defined(__i386__) || defined(__x86_64__)
+#ifdef KVM_X86_SW_PROTECTED_VM
 #define PRIVATE_VM_TYPE		KVM_X86_SW_PROTECTED_VM
 #else
 #error "Tell the test how to create VMs with private memory"
@@ -31,7 +31,7 @@
 #define CANARY			0xdead0000beef0001ull
 
 /* Offsets that don't fit into a pointer, or a long, of a 32-bit process. */
-#define FAR			(1ull << 42)
+#define FAR			0x40000000000ull
 #define SIZE			(FAR * 2)
 
 static sigjmp_buf sigbus_jmpbuf;
@@ -94,7 +94,7 @@ static int peek(uint8_t *p)
 	if (sigsetjmp(sigbus_jmpbuf, 1))
 		return -1;
 
-	return *(volatile uint8_t *)p;
+	return __atomic_load_n(p, __ATOMIC_RELAXED);
 }
 
 /* Returns 0, or errno. */

@@ -2924,6 +2924,19 @@ struct info {
 	unsigned long long converted, refused;
 };
 
+static int read_field(const char *line, const char *name, unsigned long long *val)
+{
+	const size_t len = strlen(name);
+	char *end;
+
+	if (strncmp(line, name, len) || line[len] != ':' || line[len + 1] != '\t')
+		return 0;
+
+	*val = strtoull(line + len + 2, &end, 0);
+	TEST_ASSERT(*end == '\n', "Unexpected %s", line);
+	return 1;
+}
+
 static void read_info(int fd, struct info *info)
 {
 	char path[64], line[128];
@@ -2935,13 +2948,13 @@ static void read_info(int fd, struct info *info)
 	TEST_ASSERT(f, "Failed to open %s", path);
 
 	while (fgets(line, sizeof(line), f)) {
-		nr += sscanf(line, "gmem-size:\t%llu\n", &info->size);
-		nr += sscanf(line, "gmem-flags:\t0x%llx\n", &info->flags);
-		nr += sscanf(line, "gmem-populated:\t%llu\n", &info->populated);
-		nr += sscanf(line, "gmem-private:\t%llu\n", &info->private);
-		nr += sscanf(line, "gmem-ranges:\t%llu\n", &info->ranges);
-		nr += sscanf(line, "gmem-converted:\t%llu\n", &info->converted);
-		nr += sscanf(line, "gmem-refused:\t%llu\n", &info->refused);
+		nr += read_field(line, "gmem-size", &info->size);
+		nr += read_field(line, "gmem-flags", &info->flags);
+		nr += read_field(line, "gmem-populated", &info->populated);
+		nr += read_field(line, "gmem-private", &info->private);
+		nr += read_field(line, "gmem-ranges", &info->ranges);
+		nr += read_field(line, "gmem-converted", &info->converted);
+		nr += read_field(line, "gmem-refused", &info->refused);
 	}
 	fclose(f);
 
