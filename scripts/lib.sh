@@ -82,6 +82,13 @@ need_space() {
 		die "$2 needs $1 GiB and has $free: make room and try again"
 }
 
+# static_program FILE SOURCE [OPTION...]: compile it with the patched kernel's
+# headers, see scripts/headers
+static_program() {
+	gcc -static -O2 -Wall -Werror -isystem "$BUILD/headers/include" \
+		"${@:3}" -o "$1" "$2"
+}
+
 as_root() {
 	if [ "$(id -u)" = 0 ]; then
 		"$@"
