@@ -21,8 +21,10 @@
 
 #include "kselftest_harness.h"
 
-#ifdef KVM_X86_SW_PROTECTED_VM
+#if defined(__x86_64__) || defined(__i386__)
 #define PRIVATE_VM_TYPE		KVM_X86_SW_PROTECTED_VM
+#elif defined(__aarch64__)
+#define PRIVATE_VM_TYPE		KVM_VM_TYPE_ARM_SW_PROTECTED
 #else
 #error "Tell the test how to create VMs with private memory"
 #endif

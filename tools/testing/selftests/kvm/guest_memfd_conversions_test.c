@@ -47,6 +47,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifdef __aarch64__
+#include <linux/arm-smccc.h>
+#endif
 #include <linux/falloc.h>
 #include <linux/stddef.h>
 #include <linux/io_uring.h>
@@ -141,15 +144,75 @@ static bool arch_is_conversion_exit(struct kvm_vcpu *vcpu, gpa_t *gpa,
 	run->hypercall.ret = 0;
 	return true;
 }
+#elif defined(__aarch64__)
+#define PRIVATE_VM_TYPE		KVM_VM_TYPE_ARM_SW_PROTECTED
 
-/* The number of guest faults that KVM resolved by creating a mapping. */
-static u64 arch_nr_guest_faults(struct kvm_vcpu *vcpu)
+static bool arch_has_private_vms(void)
 {
-	return vcpu_get_stat(vcpu, pf_fixed);
+	int kvm_fd = open_kvm_dev_path_or_exit();
+	int vm_fd = __kvm_ioctl(kvm_fd, KVM_CREATE_VM, (void *)PRIVATE_VM_TYPE);
+
+	if (vm_fd >= 0)
+		kvm_close(vm_fd);
+	kvm_close(kvm_fd);
+	return vm_fd >= 0;
+}
+
+/* Ask for one page, or rather granule, at a time, as guests of pKVM do. */
+static void arch_enable_conversion_exits(struct kvm_vm *vm)
+{
+	struct kvm_smccc_filter filter = {
+		.base = ARM_SMCCC_VENDOR_HYP_KVM_MEM_SHARE_FUNC_ID,
+		.nr_functions = 2,
+		.action = KVM_SMCCC_FILTER_FWD_TO_USER,
+	};
+
+	kvm_static_assert(ARM_SMCCC_VENDOR_HYP_KVM_MEM_UNSHARE_FUNC_ID ==
+			  ARM_SMCCC_VENDOR_HYP_KVM_MEM_SHARE_FUNC_ID + 1);
+	kvm_device_attr_set(vm->fd, KVM_ARM_VM_SMCCC_CTRL,
+			    KVM_ARM_VM_SMCCC_FILTER, &filter);
+}
+
+static void arch_guest_convert(gpa_t gpa, u64 size, bool private)
+{
+	struct arm_smccc_res res;
+	gpa_t end = gpa + size;
+
+	for (; gpa < end; gpa += page_size) {
+		smccc_hvc(private ? ARM_SMCCC_VENDOR_HYP_KVM_MEM_UNSHARE_FUNC_ID :
+				    ARM_SMCCC_VENDOR_HYP_KVM_MEM_SHARE_FUNC_ID,
+			  gpa, 0, 0, 0, 0, 0, 0, &res);
+		GUEST_ASSERT_EQ(res.a0, SMCCC_RET_SUCCESS);
+	}
+}
+
+/* Returns true if the vCPU exited to ask for a conversion. */
+static bool arch_is_conversion_exit(struct kvm_vcpu *vcpu, gpa_t *gpa,
+				    u64 *size, bool *private)
+{
+	struct kvm_run *run = vcpu->run;
+
+	if (run->exit_reason != KVM_EXIT_HYPERCALL)
+		return false;
+
+	*private = run->hypercall.nr == ARM_SMCCC_VENDOR_HYP_KVM_MEM_UNSHARE_FUNC_ID;
+	TEST_ASSERT(*private ||
+		    run->hypercall.nr == ARM_SMCCC_VENDOR_HYP_KVM_MEM_SHARE_FUNC_ID,
+		    "Unexpected hypercall 0x%llx", run->hypercall.nr);
+	*gpa = vcpu_get_reg(vcpu, ARM64_CORE_REG(regs.regs[1]));
+	*size = page_size;
+	vcpu_set_reg(vcpu, ARM64_CORE_REG(regs.regs[0]), SMCCC_RET_SUCCESS);
+	return true;
 }
 #else
 #error "Tell the test how to run guests with private memory"
 #endif
+
+/* The number of guest faults that KVM resolved by creating a mapping. */
+static u64 nr_guest_faults(struct kvm_vcpu *vcpu)
+{
+	return vcpu_get_stat(vcpu, pf_fixed);
+}
 
 /*
  * Page contents.  Every word of a page is unique within the file for a given
@@ -309,7 +372,8 @@ static struct kvm_vm *__create_vm(struct kvm_vcpu **vcpu, bool gmem_attributes)
 	kvm_arch_vm_finalize_vcpus(vm);
 
 	sync_global_to_guest(vm, page_size);
-	virt_map(vm, TEST_GPA, TEST_GPA, NR_GUEST_PAGES);
+	virt_map(vm, TEST_GPA, TEST_GPA,
+		 vm_calc_num_guest_pages(vm->mode, NR_GUEST_PAGES * page_size));
 	return vm;
 }
 
@@ -2350,7 +2414,7 @@ TEST_F(gmem, nop)
 	/* All shared. */
 	host_fill(self, 0, NR_PAGES, 0x61);
 	guest_touch(self, 0, NR_PAGES);
-	nr_faults = arch_nr_guest_faults(self->vcpu);
+	nr_faults = nr_guest_faults(self->vcpu);
 
 	convert(self, 0, NR_PAGES, ATTR_SHARED);
 	convert(self, 3, 5, ATTR_SHARED);
@@ -2358,7 +2422,7 @@ TEST_F(gmem, nop)
 		TEST_ASSERT(host_is_mapped(page_hva(self, i)),
 			    "Page %lu was unmapped", i);
 	guest_touch(self, 0, NR_PAGES);
-	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults);
+	TEST_ASSERT_EQ(nr_guest_faults(self->vcpu), nr_faults);
 
 	/* References on pages that won't be converted don't matter. */
 	pin_page(&pin, page_hva(self, 4));
@@ -2372,7 +2436,7 @@ TEST_F(gmem, nop)
 		TEST_ASSERT(host_can_read(page_hva(self, i)) == (i < 4 || i >= 12),
 			    "Page %lu has the wrong state", i);
 	guest_touch(self, 0, NR_PAGES);
-	nr_faults = arch_nr_guest_faults(self->vcpu);
+	nr_faults = nr_guest_faults(self->vcpu);
 
 	convert(self, 4, 8, ATTR_PRIVATE);
 	convert(self, 5, 1, ATTR_PRIVATE);
@@ -2383,7 +2447,7 @@ TEST_F(gmem, nop)
 			    "Page %lu is %smapped", i,
 			    i < 4 || i >= 12 ? "not " : "");
 	guest_touch(self, 0, NR_PAGES);
-	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults);
+	TEST_ASSERT_EQ(nr_guest_faults(self->vcpu), nr_faults);
 	check_all(self);
 }
 
@@ -2394,7 +2458,7 @@ TEST_F(gmem, neighbors)
 
 	host_fill(self, 0, NR_PAGES, 0x62);
 	guest_touch(self, 0, NR_PAGES);
-	nr_faults = arch_nr_guest_faults(self->vcpu);
+	nr_faults = nr_guest_faults(self->vcpu);
 
 	convert(self, 6, 3, ATTR_PRIVATE);
 	for (i = 0; i < NR_PAGES; i++)
@@ -2403,18 +2467,18 @@ TEST_F(gmem, neighbors)
 			    i < 6 || i >= 9 ? "not " : "");
 	guest_touch(self, 0, 6);
 	guest_touch(self, 9, NR_PAGES - 9);
-	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults);
+	TEST_ASSERT_EQ(nr_guest_faults(self->vcpu), nr_faults);
 
 	/* What was converted is mapped anew. */
 	guest_touch(self, 6, 3);
-	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults + 3);
+	TEST_ASSERT_EQ(nr_guest_faults(self->vcpu), nr_faults + 3);
 
 	convert(self, 7, 1, ATTR_SHARED);
 	guest_touch(self, 0, 7);
 	guest_touch(self, 8, NR_PAGES - 8);
-	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults + 3);
+	TEST_ASSERT_EQ(nr_guest_faults(self->vcpu), nr_faults + 3);
 	guest_touch(self, 7, 1);
-	TEST_ASSERT_EQ(arch_nr_guest_faults(self->vcpu), nr_faults + 4);
+	TEST_ASSERT_EQ(nr_guest_faults(self->vcpu), nr_faults + 4);
 	check_all(self);
 }
 
@@ -2430,7 +2494,7 @@ TEST_F(gmem, mixed)
 	for (i = 0; i < ARRAY_SIZE(attributes); i++) {
 		convert(self, 0, NR_PAGES, ATTR_SHARED);
 		make_mixed(self);
-		nr_faults = arch_nr_guest_faults(self->vcpu);
+		nr_faults = nr_guest_faults(self->vcpu);
 
 		nr_converted = 0;
 		for (j = 1; j < NR_PAGES - 1; j++)
@@ -2438,11 +2502,11 @@ TEST_F(gmem, mixed)
 		convert(self, 1, NR_PAGES - 2, attributes[i]);
 
 		guest_touch(self, 0, NR_PAGES);
-		TEST_ASSERT(arch_nr_guest_faults(self->vcpu) == nr_faults + nr_converted,
+		TEST_ASSERT(nr_guest_faults(self->vcpu) == nr_faults + nr_converted,
 			    "Converted %lu of %u pages to %s, but the guest faulted on %lu",
 			    nr_converted, NR_PAGES - 2,
 			    attributes[i] ? "private" : "shared",
-			    (arch_nr_guest_faults(self->vcpu) - nr_faults));
+			    (nr_guest_faults(self->vcpu) - nr_faults));
 		check_all(self);
 	}
 }

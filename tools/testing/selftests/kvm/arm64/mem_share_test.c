@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Serve a guest's calls to share memory, and to stop sharing it, in userspace.
+ *
+ * Guests of pKVM find MEM_SHARE and MEM_UNSHARE in the bitmap of KVM's vendor
+ * specific hypercalls, ask MEMINFO how much memory one call is about, and go
+ * ahead.  KVM doesn't implement these calls for any other VM, but lets the VMM
+ * filter SMCCC calls, i.e. implement calls by itself.  A VMM whose VM has private
+ * memory can thus serve guests that know nothing but pKVM: forward the calls to
+ * userspace, add them to the bitmap, and convert memory in place.
+ */
+#include <linux/arm-smccc.h>
+#include <linux/sizes.h>
+
+#include "kvm_syscalls.h"
+#include "kvm_test_harness.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "test_util.h"
+#include "ucall_common.h"
+
+#define SHARE		ARM_SMCCC_VENDOR_HYP_KVM_MEM_SHARE_FUNC_ID
+#define UNSHARE		ARM_SMCCC_VENDOR_HYP_KVM_MEM_UNSHARE_FUNC_ID
+#define MEMINFO		ARM_SMCCC_VENDOR_HYP_KVM_HYP_MEMINFO_FUNC_ID
+#define FEATURES	ARM_SMCCC_VENDOR_HYP_KVM_FEATURES_FUNC_ID
+#define FEATURE_BITS	(BIT(ARM_SMCCC_KVM_FUNC_HYP_MEMINFO) |	\
+			 BIT(ARM_SMCCC_KVM_FUNC_MEM_SHARE) |	\
+			 BIT(ARM_SMCCC_KVM_FUNC_MEM_UNSHARE))
+
+#define INVALID_PARAMETER	-3L
+
+#define TEST_SLOT	10
+#define TEST_GPA	((gpa_t)SZ_4G)
+#define NR_PAGES	4
+
+static size_t page_size;
+
+/* What the guest sees of the hypercalls. */
+static void guest_call(u32 func_id, u64 arg, struct arm_smccc_res *res)
+{
+	smccc_hvc(func_id, arg, 0, 0, 0, 0, 0, 0, res);
+}
+
+static long guest_call1(u32 func_id, u64 arg)
+{
+	struct arm_smccc_res res;
+
+	guest_call(func_id, arg, &res);
+	return res.a0;
+}
+
+static void guest_check_uid(void)
+{
+	struct arm_smccc_res res;
+
+	guest_call(ARM_SMCCC_VENDOR_HYP_CALL_UID_FUNC_ID, 0, &res);
+	GUEST_ASSERT_EQ(res.a0, ARM_SMCCC_VENDOR_HYP_UID_KVM_REG_0);
+	GUEST_ASSERT_EQ(res.a1, ARM_SMCCC_VENDOR_HYP_UID_KVM_REG_1);
+	GUEST_ASSERT_EQ(res.a2, ARM_SMCCC_VENDOR_HYP_UID_KVM_REG_2);
+	GUEST_ASSERT_EQ(res.a3, ARM_SMCCC_VENDOR_HYP_UID_KVM_REG_3);
+}
+
+FIXTURE(mem_share) {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u8 *mem;
+	int fd;
+};
+
+FIXTURE_SETUP(mem_share)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = KVM_VM_TYPE_ARM_SW_PROTECTED,
+	};
+
+	self->vm = __vm_create(shape, 1, 0);
+	self->vcpu = vm_vcpu_add(self->vm, 0, NULL);
+	kvm_arch_vm_finalize_vcpus(self->vm);
+
+	self->fd = vm_create_guest_memfd(self->vm, NR_PAGES * page_size,
+					 GUEST_MEMFD_FLAG_MMAP);
+	self->mem = kvm_mmap(NR_PAGES * page_size, PROT_READ | PROT_WRITE,
+			     MAP_SHARED, self->fd);
+	vm_set_user_memory_region2(self->vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD,
+				   TEST_GPA, NR_PAGES * page_size, self->mem,
+				   self->fd, 0);
+
+	virt_map(self->vm, TEST_GPA, TEST_GPA,
+		 vm_calc_num_guest_pages(self->vm->mode, NR_PAGES * page_size));
+	sync_global_to_guest(self->vm, page_size);
+}
+
+FIXTURE_TEARDOWN(mem_share)
+{
+	kvm_munmap(self->mem, NR_PAGES * page_size);
+	kvm_close(self->fd);
+	kvm_vm_free(self->vm);
+}
+
+static void forward(struct kvm_vm *vm, u32 base, u32 nr_functions)
+{
+	struct kvm_smccc_filter filter = {
+		.base = base,
+		.nr_functions = nr_functions,
+		.action = KVM_SMCCC_FILTER_FWD_TO_USER,
+	};
+
+	kvm_device_attr_set(vm->fd, KVM_ARM_VM_SMCCC_CTRL,
+			    KVM_ARM_VM_SMCCC_FILTER, &filter);
+}
+
+/* Take over what guests need, and nothing else. */
+static void forward_calls(struct kvm_vm *vm)
+{
+	forward(vm, FEATURES, 1);
+	forward(vm, MEMINFO, 3);
+}
+
+/* Convert the granule at @gpa, and say what the guest will be told. */
+static long serve_convert(struct kvm_vm *vm, int fd, gpa_t gpa, u64 attributes)
+{
+	if (gpa % page_size || gpa < TEST_GPA ||
+	    gpa >= TEST_GPA + NR_PAGES * page_size)
+		return INVALID_PARAMETER;
+
+	if (__gmem_set_memory_attributes(fd, gpa - TEST_GPA, page_size,
+					 attributes, NULL)) {
+		TEST_ASSERT_EQ(errno, EAGAIN);
+		return INVALID_PARAMETER;
+	}
+
+	return SMCCC_RET_SUCCESS;
+}
+
+static void serve(struct kvm_vcpu *vcpu, int fd)
+{
+	u64 arg = vcpu_get_reg(vcpu, ARM64_CORE_REG(regs.regs[1]));
+	u64 ret[4] = {};
+	int i;
+
+	TEST_ASSERT(!(vcpu->run->hypercall.flags & KVM_HYPERCALL_EXIT_SMC),
+		    "The guest used HVC, not SMC");
+
+	switch (vcpu->run->hypercall.nr) {
+	case FEATURES:
+		/* Whatever KVM has, KVM still serves. */
+		ret[0] = vcpu_get_reg(vcpu, KVM_REG_ARM_VENDOR_HYP_BMAP) |
+			 FEATURE_BITS;
+		break;
+	case MEMINFO:
+		ret[0] = page_size;
+		break;
+	case SHARE:
+		ret[0] = serve_convert(vcpu->vm, fd, arg, 0);
+		break;
+	case UNSHARE:
+		ret[0] = serve_convert(vcpu->vm, fd, arg,
+				       KVM_MEMORY_ATTRIBUTE_PRIVATE);
+		break;
+	default:
+		TEST_FAIL("Unexpected hypercall 0x%llx", vcpu->run->hypercall.nr);
+	}
+
+	for (i = 0; i < ARRAY_SIZE(ret); i++)
+		vcpu_set_reg(vcpu, ARM64_CORE_REG(regs.regs[i]), ret[i]);
+}
+
+/* Run until the guest has something to say; returns the number of calls served. */
+static int run(struct kvm_vcpu *vcpu, int fd, u64 expected_cmd, u64 stage)
+{
+	struct ucall uc;
+	int nr = 0;
+	u64 cmd;
+
+	for (;; nr++) {
+		vcpu_run(vcpu);
+		if (vcpu->run->exit_reason != KVM_EXIT_HYPERCALL)
+			break;
+		serve(vcpu, fd);
+	}
+
+	cmd = get_ucall(vcpu, &uc);
+	if (cmd == UCALL_ABORT)
+		REPORT_GUEST_ASSERT(uc);
+	TEST_ASSERT_EQ(cmd, expected_cmd);
+	if (cmd == UCALL_SYNC)
+		TEST_ASSERT_EQ(uc.args[1], stage);
+	return nr;
+}
+
+static void assert_private(u8 *mem)
+{
+	TEST_EXPECT_SIGBUS(READ_ONCE(*mem));
+	TEST_EXPECT_SIGBUS(WRITE_ONCE(*mem, 0xbad & 0xff));
+}
+
+static void guest_finds_nothing(void)
+{
+	struct arm_smccc_res res;
+
+	guest_check_uid();
+	guest_call(FEATURES, 0, &res);
+	GUEST_ASSERT(res.a0 & BIT(ARM_SMCCC_KVM_FUNC_FEATURES));
+	GUEST_ASSERT_EQ(res.a0 & FEATURE_BITS, 0);
+
+	GUEST_ASSERT_EQ(guest_call1(MEMINFO, 0), SMCCC_RET_NOT_SUPPORTED);
+	GUEST_ASSERT_EQ(guest_call1(SHARE, TEST_GPA), SMCCC_RET_NOT_SUPPORTED);
+	GUEST_ASSERT_EQ(guest_call1(UNSHARE, TEST_GPA), SMCCC_RET_NOT_SUPPORTED);
+	GUEST_DONE();
+}
+
+/* KVM doesn't offer, or implement, the calls by itself. */
+TEST_F(mem_share, not_served)
+{
+	vcpu_arch_set_entry_point(self->vcpu, guest_finds_nothing);
+	TEST_ASSERT_EQ(run(self->vcpu, self->fd, UCALL_DONE, 0), 0);
+	assert_private(self->mem);
+}
+
+static void guest_finds_calls(void)
+{
+	struct arm_smccc_res res;
+
+	guest_check_uid();
+	guest_call(FEATURES, 0, &res);
+	GUEST_ASSERT(res.a0 & BIT(ARM_SMCCC_KVM_FUNC_FEATURES));
+	GUEST_ASSERT_EQ(res.a0 & FEATURE_BITS, FEATURE_BITS);
+	GUEST_ASSERT(res.a0 & BIT(ARM_SMCCC_KVM_FUNC_PTP));
+	GUEST_ASSERT_EQ(guest_call1(MEMINFO, 0), page_size);
+
+	/* What isn't forwarded is KVM's. */
+	guest_call(ARM_SMCCC_VENDOR_HYP_KVM_PTP_FUNC_ID, 2, &res);
+	GUEST_ASSERT_EQ((int)res.a0, SMCCC_RET_NOT_SUPPORTED);
+	GUEST_DONE();
+}
+
+/* The VMM adds the calls, without taking any away. */
+TEST_F(mem_share, discovery)
+{
+	forward_calls(self->vm);
+	vcpu_arch_set_entry_point(self->vcpu, guest_finds_calls);
+	TEST_ASSERT_EQ(run(self->vcpu, self->fd, UCALL_DONE, 0), 2);
+}
+
+static void guest_shares(void)
+{
+	u8 *mem = (u8 *)TEST_GPA;
+	int i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		WRITE_ONCE(mem[i * page_size], 0x10 + i);
+	GUEST_SYNC(0);
+
+	for (i = 1; i < NR_PAGES; i += 2)
+		GUEST_ASSERT_EQ(guest_call1(SHARE, TEST_GPA + i * page_size),
+				SMCCC_RET_SUCCESS);
+	GUEST_SYNC(1);
+
+	for (i = 0; i < NR_PAGES; i++)
+		GUEST_ASSERT_EQ(READ_ONCE(mem[i * page_size]),
+				i & 1 ? 0x20 + i : 0x10 + i);
+	/* Once more is fine, at least with this VMM. */
+	GUEST_ASSERT_EQ(guest_call1(SHARE, TEST_GPA + page_size), SMCCC_RET_SUCCESS);
+	for (i = 1; i < NR_PAGES; i += 2)
+		GUEST_ASSERT_EQ(guest_call1(UNSHARE, TEST_GPA + i * page_size),
+				SMCCC_RET_SUCCESS);
+	GUEST_SYNC(2);
+
+	for (i = 0; i < NR_PAGES; i++)
+		GUEST_ASSERT_EQ(READ_ONCE(mem[i * page_size]),
+				i & 1 ? 0x20 + i : 0x10 + i);
+	GUEST_DONE();
+}
+
+/* The host gets to see what the guest shares, and nothing else, in place. */
+TEST_F(mem_share, in_place)
+{
+	int i;
+
+	forward_calls(self->vm);
+	vcpu_arch_set_entry_point(self->vcpu, guest_shares);
+
+	TEST_ASSERT_EQ(run(self->vcpu, self->fd, UCALL_SYNC, 0), 0);
+	for (i = 0; i < NR_PAGES; i++)
+		assert_private(self->mem + i * page_size);
+
+	TEST_ASSERT_EQ(run(self->vcpu, self->fd, UCALL_SYNC, 1), NR_PAGES / 2);
+	for (i = 0; i < NR_PAGES; i++) {
+		u8 *mem = self->mem + i * page_size;
+
+		if (!(i & 1)) {
+			assert_private(mem);
+			continue;
+		}
+		TEST_ASSERT_EQ(READ_ONCE(*mem), 0x10 + i);
+		WRITE_ONCE(*mem, 0x20 + i);
+	}
+
+	TEST_ASSERT_EQ(run(self->vcpu, self->fd, UCALL_SYNC, 2), NR_PAGES / 2 + 1);
+	for (i = 0; i < NR_PAGES; i++)
+		assert_private(self->mem + i * page_size);
+
+	TEST_ASSERT_EQ(run(self->vcpu, self->fd, UCALL_DONE, 0), 0);
+}
+
+static void guest_is_refused(void)
+{
+	const gpa_t end = TEST_GPA + NR_PAGES * page_size;
+
+	/* Not a granule, and not memory. */
+	GUEST_ASSERT_EQ(guest_call1(SHARE, TEST_GPA + 8), INVALID_PARAMETER);
+	GUEST_ASSERT_EQ(guest_call1(SHARE, end), INVALID_PARAMETER);
+	GUEST_ASSERT_EQ(guest_call1(UNSHARE, end), INVALID_PARAMETER);
+	GUEST_ASSERT_EQ(guest_call1(SHARE, -page_size), INVALID_PARAMETER);
+
+	GUEST_ASSERT_EQ(guest_call1(SHARE, TEST_GPA), SMCCC_RET_SUCCESS);
+	GUEST_SYNC(0);
+	GUEST_ASSERT_EQ(guest_call1(UNSHARE, TEST_GPA), INVALID_PARAMETER);
+	GUEST_SYNC(1);
+	GUEST_ASSERT_EQ(guest_call1(UNSHARE, TEST_GPA), SMCCC_RET_SUCCESS);
+	GUEST_DONE();
+}
+
+/* The guest learns that it can't have a page back while the host uses it. */
+TEST_F(mem_share, refused)
+{
+	struct iovec iov = { .iov_base = self->mem, .iov_len = page_size };
+	int fds[2];
+
+	forward_calls(self->vm);
+	vcpu_arch_set_entry_point(self->vcpu, guest_is_refused);
+
+	run(self->vcpu, self->fd, UCALL_SYNC, 0);
+	WRITE_ONCE(*self->mem, 0x5a);
+	TEST_ASSERT(!pipe(fds), "pipe() failed");
+	TEST_ASSERT_EQ(vmsplice(fds[1], &iov, 1, 0), page_size);
+
+	run(self->vcpu, self->fd, UCALL_SYNC, 1);
+	TEST_ASSERT_EQ(READ_ONCE(*self->mem), 0x5a);
+
+	kvm_close(fds[0]);
+	kvm_close(fds[1]);
+	run(self->vcpu, self->fd, UCALL_DONE, 0);
+	assert_private(self->mem);
+}
+
+/* Neither nested virtualization, nor MTE, nor pKVM's type, can be combined. */
+TEST_F(mem_share, vm_type)
+{
+	const unsigned long types[] = {
+		KVM_VM_TYPE_ARM_SW_PROTECTED | KVM_VM_TYPE_ARM_PROTECTED,
+		KVM_VM_TYPE_ARM_SW_PROTECTED | BIT(29),
+		KVM_VM_TYPE_ARM_SW_PROTECTED | BIT(8),
+	};
+	struct kvm_enable_cap mte = { .cap = KVM_CAP_ARM_MTE };
+	struct kvm_vcpu_init init;
+	struct kvm_vm *vm;
+	int i, r;
+
+	TEST_ASSERT_EQ(vm_check_cap(self->vm, KVM_CAP_ARM_MTE), 0);
+	TEST_ASSERT_EQ(vm_check_cap(self->vm, KVM_CAP_ARM_EL2), 0);
+
+	vm = vm_create_barebones_type(KVM_VM_TYPE_ARM_SW_PROTECTED);
+	r = __vm_ioctl(vm, KVM_ENABLE_CAP, &mte);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+
+	vm_ioctl(vm, KVM_ARM_PREFERRED_TARGET, &init);
+	init.features[0] |= BIT(KVM_ARM_VCPU_HAS_EL2);
+	r = __vcpu_ioctl(__vm_vcpu_add(vm, 0), KVM_ARM_VCPU_INIT, &init);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+	kvm_vm_free(vm);
+
+	for (i = 0; i < ARRAY_SIZE(types); i++) {
+		r = __kvm_ioctl(self->vm->kvm_fd, KVM_CREATE_VM, (void *)types[i]);
+		TEST_ASSERT(r == -1 && errno == EINVAL,
+			    "Type 0x%lx: r = %d, errno = %d", types[i], r, errno);
+	}
+}
+
+int main(int argc, char *argv[])
+{
+	int kvm_fd = open_kvm_dev_path_or_exit(), vm_fd;
+
+	page_size = getpagesize();
+
+	vm_fd = __kvm_ioctl(kvm_fd, KVM_CREATE_VM,
+			    (void *)KVM_VM_TYPE_ARM_SW_PROTECTED);
+	__TEST_REQUIRE(vm_fd >= 0, "KVM doesn't support software-protected VMs");
+	kvm_close(vm_fd);
+	kvm_close(kvm_fd);
+
+	return test_harness_run(argc, argv);
+}
