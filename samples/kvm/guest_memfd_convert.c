@@ -14,12 +14,12 @@
  * access to /dev/kvm, and CAP_SYS_ADMIN to compare page frames.
  */
 #define _GNU_SOURCE
-#include <cpuid.h>
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,9 +29,6 @@
 #include <unistd.h>
 
 #include <linux/kvm.h>
-#include <linux/kvm_para.h>
-
-#define PAGE		4096
 
 /*
  * One guest_memfd of 16 pages is all the memory the guest has.  The guest sees
@@ -41,83 +38,43 @@
 #define MEM_GPA		0x100000
 #define MEM_SIZE	(16 * PAGE)
 
-#define CODE_OFF	0x0000		/* guest code and stack, always shared */
-#define TEXT_OFF	0x1000		/* the page that goes back and forth */
-#define RANGE_OFF	0x8000		/* eight pages, converted in one call... */
+#define CODE_OFF	0		/* guest code and stack, always shared */
+#define TEXT_OFF	(1 * PAGE)	/* the page that goes back and forth */
+#define RANGE_OFF	(8 * PAGE)	/* eight pages, converted in one call... */
 #define RANGE_PAGES	8
-#define PINNED_OFF	0xa000		/* ...while the third is pinned */
+#define PINNED_OFF	(10 * PAGE)	/* ...while the third is pinned */
 
 #define HOST_TEXT	"written by the host"
 #define GUEST_TEXT	"changed by the guest"
 
-/* Where the guest's OUT instructions go. */
-#define PORT_CHAR	0x10		/* one character of what the guest reads */
-#define PORT_STEP	0x11		/* the number of the step it completed */
-
-/*
- * The guest: 32-bit code, flat segments, no paging.  It starts at guest_code,
- * with ESP at the end of the page, and with EBP != 0 if the CPU's hypercall
- * instruction is VMMCALL rather than VMCALL.  (Given the wrong one, KVM patches
- * the code in guest memory, which ends badly if that page is private.)
- */
-#define STR_(x)		#x
-#define STR(x)		STR_(x)
-#define GUEST_STEP(n)							\
-	"mov	$" STR(n) ", %al\n"					\
-	"out	%al, $" STR(PORT_STEP) "\n"
-#define GUEST_ASK(offset, npages, attrs)				\
-	"mov	$" STR(MEM_GPA + (offset)) ", %ebx\n"			\
-	"mov	$" STR(npages) ", %ecx\n"				\
-	"mov	$" STR(attrs) ", %edx\n"				\
-	"call	guest_ask\n"
-
-asm(".pushsection .rodata\n"
-	".code32\n"
-	"guest_code:\n"
-	/* Read what the host has written. */
-	"call	guest_show\n" GUEST_STEP(1)
-	/* Ask for the page to be made private. */
-	GUEST_ASK(TEXT_OFF, 1, KVM_MAP_GPA_RANGE_ENCRYPTED) GUEST_STEP(2)
-	/* Read the page again, and write something else to it. */
-	"call	guest_show\n"
-	"mov	$(" STR(MEM_GPA + CODE_OFF) " + new_text - guest_code), %esi\n"
-	"mov	$" STR(MEM_GPA + TEXT_OFF) ", %edi\n"
-	"mov	$(new_text_end - new_text), %ecx\n"
-	"rep movsb\n" GUEST_STEP(3)
-	/* Ask for the page to be shared again. */
-	GUEST_ASK(TEXT_OFF, 1, KVM_MAP_GPA_RANGE_DECRYPTED) GUEST_STEP(4)
-	/* Ask for eight other pages to be made private. */
-	GUEST_ASK(RANGE_OFF, RANGE_PAGES, KVM_MAP_GPA_RANGE_ENCRYPTED) GUEST_STEP(5)
-
-	/* The hypercall, KVM_HC_MAP_GPA_RANGE.  If it fails, stop. */
-	"guest_ask:\n"
-	"mov	$" STR(KVM_HC_MAP_GPA_RANGE) ", %eax\n"
-	"test	%ebp, %ebp\n"
-	"jnz	1f\n"
-	"vmcall; jmp 2f\n"
-	"1: vmmcall\n"
-	"2: test %eax, %eax\n"
-	"jz	3f\n"
-	"hlt\n"
-	"3: ret\n"
-	/* Read the string in the page, and pass it to the VMM. */
-	"guest_show:\n"
-	"mov	$" STR(MEM_GPA + TEXT_OFF) ", %esi\n"
-	"1: lodsb\n"
-	"out	%al, $" STR(PORT_CHAR) "\n"
-	"test	%al, %al\n"
-	"jnz	1b\n"
-	"ret\n"
-	"new_text: .asciz \"" GUEST_TEXT "\"\n"
-	"new_text_end:\n"
-	"guest_code_end:\n"
-	".code64\n"
-	".popsection\n");
-
-static int vm_fd, gmem_fd, vcpu_fd;
+static int kvm_fd, vm_fd, gmem_fd, vcpu_fd;
 static struct kvm_run *run;
 static char *mem;		/* the guest_memfd, as mapped by the host */
-static char guest_said[64];	/* the latest string received at PORT_CHAR */
+static char guest_said[64];	/* the string that the guest said last */
+
+/* What the guest does that is of interest to the VMM. */
+struct guest_event {
+	enum {
+		GUEST_SAYS,	/* one character, value, of a string */
+		GUEST_STEP,	/* it completed step number value */
+		GUEST_ASKS,	/* it wants a conversion, and an answer */
+	} what;
+	int value;
+	__u64 gpa, npages;	/* GUEST_ASKS: the memory that is to be... */
+	int private;		/* ...private, or else shared */
+};
+
+/*
+ * What depends on the architecture: the size of a PAGE, the guest's code,
+ * create_private_vm(), create_vcpu(), next_event(), and answer_guest().
+ */
+#ifdef __x86_64__
+#include "guest_memfd_convert_x86.h"
+#elif defined(__aarch64__)
+#include "guest_memfd_convert_arm64.h"
+#else
+#error "Tell the sample how to run a guest"
+#endif
 
 /* The story: one line per event, with what was expected and what happened. */
 static int nr_checks, nr_wrong;
@@ -208,7 +165,7 @@ static void unpin_page(void)
 /* The page frame at an offset, or 0 if the kernel does not tell. */
 static unsigned long page_frame(unsigned long offset)
 {
-	off_t pos = (unsigned long)(mem + offset) / PAGE * sizeof(__u64);
+	off_t pos = (unsigned long)(mem + offset) / getpagesize() * sizeof(__u64);
 	int fd = open("/proc/self/pagemap", O_RDONLY);
 	__u64 entry;
 
@@ -258,21 +215,20 @@ static void release_busy_page(__u64 busy)
 }
 
 /*
- * The hypercall.  The guest chooses the arguments: trust none of them.  What is
- * returned here, the guest finds in EAX.  Do not wait for a busy page forever:
+ * The guest's request.  The guest chooses the arguments: trust none of them.
+ * What is returned here is for the guest.  Do not wait for a busy page forever:
  * a guest can ask for any page, at any time, and as often as it likes.
  */
-static int map_gpa_range(__u64 gpa, __u64 npages, __u64 attrs)
+static int serve(const struct guest_event *ask)
 {
-	__u64 private = attrs & KVM_MAP_GPA_RANGE_ENCRYPTED ?
-			KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
-	__u64 offset = gpa - MEM_GPA, busy = 0;
+	__u64 private = ask->private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+	__u64 offset = ask->gpa - MEM_GPA, npages = ask->npages, busy = 0;
 	int err, tries = 3;
 	char what[64];
 
-	if (gpa < MEM_GPA || offset >= MEM_SIZE || offset % PAGE ||
+	if (ask->gpa < MEM_GPA || offset >= MEM_SIZE || offset % PAGE ||
 	    !npages || npages > (MEM_SIZE - offset) / PAGE)
-		return -KVM_EINVAL;
+		return EINVAL;
 
 	err = convert(offset, npages * PAGE, private, &busy);
 	snprintf(what, sizeof(what), "guest asks for %s, VMM converts %llu page%s",
@@ -284,39 +240,38 @@ static int map_gpa_range(__u64 gpa, __u64 npages, __u64 attrs)
 		err = convert(offset, npages * PAGE, private, &busy);
 		check("same call, page unpinned", "success", errno_name(err));
 	}
-	return -err;
+	return err;
 }
 
 /* Run the guest up to the end of a step. */
 static void run_guest(int step)
 {
+	struct guest_event event;
 	size_t len = 0;
-	int value;
 
 	guest_said[0] = '\0';
-	while (!ioctl(vcpu_fd, KVM_RUN, 0)) {
-		if (run->exit_reason == KVM_EXIT_HYPERCALL &&
-		    run->hypercall.nr == KVM_HC_MAP_GPA_RANGE) {
-			run->hypercall.ret = map_gpa_range(run->hypercall.args[0],
-							   run->hypercall.args[1],
-							   run->hypercall.args[2]);
-			continue;
-		}
-		if (run->exit_reason != KVM_EXIT_IO)
+	for (;;) {
+		if (ioctl(vcpu_fd, KVM_RUN, 0))
+			err(1, "KVM_RUN");
+		if (next_event(&event))
 			errx(1, "step %d: unexpected exit from the guest, reason %u",
 			     step, run->exit_reason);
 
-		value = *((unsigned char *)run + run->io.data_offset);
-		if (run->io.port == PORT_STEP) {
-			if (value != step)
-				errx(1, "step %d: the guest is at step %d", step, value);
-			return;
+		switch (event.what) {
+		case GUEST_ASKS:
+			answer_guest(serve(&event));
+			break;
+		case GUEST_SAYS:
+			if (len < sizeof(guest_said) - 1)
+				guest_said[len++] = event.value;
+			guest_said[len] = '\0';
+			break;
+		case GUEST_STEP:
+			if (event.value == step)
+				return;
+			errx(1, "step %d: the guest is at step %d", step, event.value);
 		}
-		if (len < sizeof(guest_said) - 1)
-			guest_said[len++] = value;
-		guest_said[len] = '\0';
 	}
-	err(1, "KVM_RUN");
 }
 
 /*
@@ -335,27 +290,6 @@ static void track_attributes_in_guest_memfd(void)
 		ioctl(vm_fd, KVM_ENABLE_CAP, &cap);
 	if (ioctl(vm_fd, KVM_CHECK_EXTENSION, cap.cap) <= 0)
 		errx(1, "no in-place conversion, use a kernel with KVM_SET_MEMORY_ATTRIBUTES2");
-}
-
-static void create_vm(int kvm_fd)
-{
-	struct kvm_enable_cap exit_hypercall = {
-		.cap = KVM_CAP_EXIT_HYPERCALL,
-		.args[0] = 1 << KVM_HC_MAP_GPA_RANGE,
-	};
-	int types = ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_VM_TYPES);
-
-	if (types < 0 || !(types & (1 << KVM_X86_SW_PROTECTED_VM)))
-		errx(1, "no software-protected VMs, use a kernel with KVM_SW_PROTECTED_VM");
-
-	vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM);
-	if (vm_fd < 0)
-		err(1, "KVM_CREATE_VM");
-	track_attributes_in_guest_memfd();
-
-	/* Without this, KVM fails the hypercall and the VMM never sees it. */
-	if (ioctl(vm_fd, KVM_ENABLE_CAP, &exit_hypercall))
-		err(1, "KVM_CAP_EXIT_HYPERCALL");
 }
 
 /*
@@ -390,71 +324,26 @@ static void create_memory(void)
 
 static void load_guest(void)
 {
-	const char *start, *end;
+	extern const char guest_code[], guest_code_end[];
 
-	asm("lea	guest_code(%%rip), %0\n"
-	    "lea	guest_code_end(%%rip), %1\n"
-	    : "=r" (start), "=r" (end));
-	memcpy(mem + CODE_OFF, start, end - start);
-}
-
-static void create_vcpu(int kvm_fd)
-{
-	int run_size = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
-	struct kvm_segment flat = {
-		.limit = 0xffffffff, .present = 1, .s = 1, .db = 1, .g = 1,
-	};
-	struct kvm_regs regs = {
-		.rip = MEM_GPA + CODE_OFF,
-		.rsp = MEM_GPA + CODE_OFF + PAGE,
-		.rflags = 2,
-	};
-	unsigned int eax, ebx, ecx, edx;
-	struct kvm_sregs sregs;
-
-	vcpu_fd = ioctl(vm_fd, KVM_CREATE_VCPU, 0);
-	if (vcpu_fd < 0)
-		err(1, "KVM_CREATE_VCPU");
-	run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_fd, 0);
-	if (run == MAP_FAILED)
-		err(1, "mmap of the vCPU");
-
-	/* Protected mode without paging; the guest never loads a segment. */
-	if (ioctl(vcpu_fd, KVM_GET_SREGS, &sregs))
-		err(1, "KVM_GET_SREGS");
-	sregs.cr0 = 0x11;		/* PE and ET */
-	flat.selector = 8;
-	flat.type = 11;			/* code, execute and read */
-	sregs.cs = flat;
-	flat.selector = 16;
-	flat.type = 3;			/* data, read and write */
-	sregs.ds = flat;
-	sregs.es = flat;
-	sregs.ss = flat;
-
-	/* A CPU with SVM is one whose hypercall instruction is VMMCALL. */
-	if (__get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx))
-		regs.rbp = !!(ecx & (1 << 2));
-
-	if (ioctl(vcpu_fd, KVM_SET_SREGS, &sregs) ||
-	    ioctl(vcpu_fd, KVM_SET_REGS, &regs))
-		err(1, "setting the vCPU's registers");
+	memcpy(mem + CODE_OFF, guest_code, guest_code_end - guest_code);
 }
 
 int main(void)
 {
-	int kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	unsigned long frame;
 
+	kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (kvm_fd < 0)
 		err(1, "cannot open /dev/kvm, load KVM or become a user who may use it");
 	if (pipe2(pipe_fds, O_NONBLOCK))
 		err(1, "pipe2");
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	create_vm(kvm_fd);
+	create_private_vm();
+	track_attributes_in_guest_memfd();
 	create_memory();
-	create_vcpu(kvm_fd);
+	create_vcpu();
 	load_guest();
 
 	memcpy(mem + TEXT_OFF, HOST_TEXT, sizeof(HOST_TEXT));
