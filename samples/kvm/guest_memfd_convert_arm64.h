@@ -38,6 +38,7 @@
 
 asm(".pushsection .rodata\n"
 	".balign 4\n"
+	".globl	guest_code, guest_code_end\n"
 	"guest_code:\n"
 	/* Read what the host has written. */
 	"bl	guest_show\n" GUEST_STEP_DONE(1)

@@ -31,6 +31,7 @@
 
 asm(".pushsection .rodata\n"
 	".code32\n"
+	".globl	guest_code, guest_code_end\n"
 	"guest_code:\n"
 	/* Read what the host has written. */
 	"call	guest_show\n" GUEST_STEP_DONE(1)

@@ -355,6 +355,7 @@ TEST_F(mem_share, vm_type)
 	};
 	struct kvm_enable_cap mte = { .cap = KVM_CAP_ARM_MTE };
 	struct kvm_vcpu_init init;
+	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	int i, r;
 
@@ -367,7 +368,8 @@ TEST_F(mem_share, vm_type)
 
 	vm_ioctl(vm, KVM_ARM_PREFERRED_TARGET, &init);
 	init.features[0] |= BIT(KVM_ARM_VCPU_HAS_EL2);
-	r = __vcpu_ioctl(__vm_vcpu_add(vm, 0), KVM_ARM_VCPU_INIT, &init);
+	vcpu = __vm_vcpu_add(vm, 0);
+	r = __vcpu_ioctl(vcpu, KVM_ARM_VCPU_INIT, &init);
 	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
 	kvm_vm_free(vm);
 
