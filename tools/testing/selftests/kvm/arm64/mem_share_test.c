@@ -34,6 +34,7 @@
 #define NR_PAGES	4
 
 static size_t page_size;
+static bool has_sw_protected;
 
 /* What the guest sees of the hypercalls. */
 static void guest_call(u32 func_id, u64 arg, struct arm_smccc_res *res)
@@ -73,6 +74,9 @@ FIXTURE_SETUP(mem_share)
 		.mode = VM_MODE_DEFAULT,
 		.type = KVM_VM_TYPE_ARM_SW_PROTECTED,
 	};
+
+	if (!has_sw_protected)
+		SKIP(return, "KVM doesn't support software-protected VMs");
 
 	self->vm = __vm_create(shape, 1, 0);
 	self->vcpu = vm_vcpu_add(self->vm, 0, NULL);
@@ -345,6 +349,50 @@ TEST_F(mem_share, refused)
 	assert_private(self->mem);
 }
 
+/* A function that returns @ret: "mov w0, #ret; ret". */
+static void write_code(u32 *code, u16 ret)
+{
+	WRITE_ONCE(code[0], 0x52800000 | ret << 5);
+	WRITE_ONCE(code[1], 0xd65f03c0);
+	__builtin___clear_cache((char *)code, (char *)(code + 2));
+}
+
+static void guest_executes(void)
+{
+	u64 (*fn)(void) = (void *)TEST_GPA;
+	u32 *code = (void *)TEST_GPA;
+
+	/* Write, and only then execute: two faults if the caches want care. */
+	write_code(code, 1);
+	GUEST_ASSERT_EQ(fn(), 1);
+	GUEST_ASSERT_EQ(guest_call1(SHARE, TEST_GPA), SMCCC_RET_SUCCESS);
+	GUEST_SYNC(0);
+
+	GUEST_ASSERT_EQ(fn(), 2);
+	write_code(code, 3);
+	GUEST_ASSERT_EQ(fn(), 3);
+	GUEST_ASSERT_EQ(guest_call1(UNSHARE, TEST_GPA), SMCCC_RET_SUCCESS);
+	GUEST_SYNC(1);
+
+	GUEST_ASSERT_EQ(fn(), 3);
+	write_code(code, 4);
+	GUEST_ASSERT_EQ(fn(), 4);
+	GUEST_DONE();
+}
+
+/* The guest executes what is in the page, no matter who wrote it, and when. */
+TEST_F(mem_share, execute)
+{
+	forward_calls(self->vm);
+	vcpu_arch_set_entry_point(self->vcpu, guest_executes);
+
+	run(self->vcpu, self->fd, UCALL_SYNC, 0);
+	write_code((u32 *)self->mem, 2);
+	run(self->vcpu, self->fd, UCALL_SYNC, 1);
+	assert_private(self->mem);
+	run(self->vcpu, self->fd, UCALL_DONE, 0);
+}
+
 /* Neither nested virtualization, nor MTE, nor pKVM's type, can be combined. */
 TEST_F(mem_share, vm_type)
 {
@@ -380,6 +428,35 @@ TEST_F(mem_share, vm_type)
 	}
 }
 
+/* Other VMs don't have private memory, also if KVM is pKVM. */
+TEST(ordinary_vm)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES,
+		.args = { KVM_MEMORY_ATTRIBUTE_PRIVATE },
+	};
+	struct kvm_vm *vm = vm_create_barebones();
+	int fd, r;
+	u8 *mem;
+
+	TEST_ASSERT_EQ(vm_check_cap(vm, cap.cap), 0);
+	r = __vm_ioctl(vm, KVM_ENABLE_CAP, &cap);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+
+	fd = vm_create_guest_memfd(vm, page_size, GUEST_MEMFD_FLAG_MMAP |
+						  GUEST_MEMFD_FLAG_INIT_SHARED);
+	mem = kvm_mmap(page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	WRITE_ONCE(*mem, 0x77);
+	r = __gmem_set_memory_attributes(fd, 0, page_size,
+					 KVM_MEMORY_ATTRIBUTE_PRIVATE, NULL);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+	TEST_ASSERT_EQ(READ_ONCE(*mem), 0x77);
+
+	kvm_munmap(mem, page_size);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+}
+
 int main(int argc, char *argv[])
 {
 	int kvm_fd = open_kvm_dev_path_or_exit(), vm_fd;
@@ -388,8 +465,9 @@ int main(int argc, char *argv[])
 
 	vm_fd = __kvm_ioctl(kvm_fd, KVM_CREATE_VM,
 			    (void *)KVM_VM_TYPE_ARM_SW_PROTECTED);
-	__TEST_REQUIRE(vm_fd >= 0, "KVM doesn't support software-protected VMs");
-	kvm_close(vm_fd);
+	has_sw_protected = vm_fd >= 0;
+	if (has_sw_protected)
+		kvm_close(vm_fd);
 	kvm_close(kvm_fd);
 
 	return test_harness_run(argc, argv);
