@@ -24,6 +24,8 @@
  *     smaller than the file, slot deletion and re-creation, the VM gone while
  *     the fd lives, the fd closed while mappings live: state and mappings stay
  *     right.
+ * 13. A poisoned page keeps being reported as poisoned across conversions.
+ * 14. NUMA policy keeps applying after conversions.
  * 15. VMs that track attributes in the VM behave as before.
  * 16. No sequence of conversions, however fragmented, can hurt the host.
  * 17. A host fault in flight is waited for, not reported.
@@ -61,6 +63,7 @@
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
+#include "numaif.h"
 #include "processor.h"
 #include "test_util.h"
 #include "ucall_common.h"
@@ -2511,6 +2514,150 @@ TEST_F(gmem, mixed)
 	}
 }
 
+/*
+ * Promise 13: a page that was found to be broken is reported as such, to the host
+ * by SIGBUS and to the guest's VMM by KVM_RUN, in either state, and nobody dies.
+ */
+static int sigbus_code;
+
+static void sigbus_code_handler(int signum, siginfo_t *info, void *ucontext)
+{
+	sigbus_code = info->si_code;
+	siglongjmp(expect_sigbus_jmpbuf, 1);
+}
+
+/* Returns why the host can't read, or poison, the memory, or 0. */
+static int host_sigbus_code(u64 *mem, bool poison)
+{
+	struct sigaction sa_old, sa_new = {
+		.sa_sigaction = sigbus_code_handler,
+		.sa_flags = SA_SIGINFO,
+	};
+
+	sigbus_code = 0;
+	sigaction(SIGBUS, &sa_new, &sa_old);
+	if (!sigsetjmp(expect_sigbus_jmpbuf, 1)) {
+		if (poison)
+			kvm_madvise(mem, page_size, MADV_HWPOISON);
+		else
+			READ_ONCE(*mem);
+	}
+	sigaction(SIGBUS, &sa_old, NULL);
+	return sigbus_code;
+}
+
+static void guest_finds_poison(gmem_data *self, u64 page)
+{
+	struct guest_cmd cmd = {
+		.op = GUEST_TOUCH,
+		.gva = page_gpa(page),
+		.nr = 1,
+	};
+	struct kvm_run *run = self->vcpu->run;
+	int r;
+
+	write_guest_global(self->vm, guest_cmd, cmd);
+	r = _vcpu_run(self->vcpu);
+	TEST_ASSERT(r == -1 && errno == EHWPOISON, "r = %d, errno = %d", r, errno);
+	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_MEMORY_FAULT);
+	TEST_ASSERT_EQ(run->memory_fault.gpa, page_gpa(page));
+	TEST_ASSERT_EQ(run->memory_fault.flags,
+		       self->pages[page].private ? KVM_MEMORY_EXIT_FLAG_PRIVATE : 0);
+}
+
+TEST_F(gmem, poison)
+{
+	const u64 bad = 5;
+	u64 *hva = (u64 *)page_hva(self, bad);
+	int i;
+
+	if (access("/proc/sys/vm/memory_failure_recovery", F_OK) || geteuid())
+		SKIP(return, "Needs CONFIG_MEMORY_FAILURE and root");
+
+	host_fill(self, 0, NR_PAGES, 0x65);
+	guest_touch(self, 0, NR_PAGES);
+
+	/* Its contents are lost, and whoever maps the page learns it right away. */
+	TEST_ASSERT_EQ(host_sigbus_code(hva, true), BUS_MCEERR_AR);
+
+	for (i = 0; i < 3; i++) {
+		TEST_ASSERT_EQ(host_sigbus_code(hva, false), BUS_MCEERR_AR);
+
+		convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+		TEST_ASSERT_EQ(host_sigbus_code(hva, false), BUS_MCEERR_AR);
+		guest_finds_poison(self, bad);
+
+		convert(self, 0, NR_PAGES, ATTR_SHARED);
+		guest_finds_poison(self, bad);
+	}
+
+	/*
+	 * Without the page, there's nothing wrong, and the guest can go on, as can
+	 * the host once it has forgotten what its page tables say.
+	 */
+	punch_hole(self->fd, bad * page_size, page_size);
+	TEST_ASSERT(mmap(self->mem, self->size, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_FIXED, self->fd, 0) == self->mem,
+		    "Failed to map the memory again");
+	self->pages[bad].tag = 0;
+	guest_touch(self, bad, 1);
+	check_all(self);
+}
+
+/* Promise 14: policies apply to memory in either state, no matter who wants it. */
+static void expect_nodes(gmem_data *self, const int *nodes, int line)
+{
+	int status[NR_PAGES];
+	void *pages[NR_PAGES];
+	u64 i;
+
+	for (i = 0; i < NR_PAGES; i++) {
+		pages[i] = page_hva(self, i);
+		TEST_ASSERT(host_can_read(pages[i]), "Line %d: page %lu", line, i);
+	}
+	kvm_move_pages(0, NR_PAGES, pages, NULL, status, 0);
+	for (i = 0; i < NR_PAGES; i++)
+		TEST_ASSERT(status[i] == nodes[i],
+			    "Line %d: page %lu should be on node %d, is on node %d",
+			    line, i, nodes[i], status[i]);
+}
+
+TEST_F(gmem, numa)
+{
+	const unsigned long masks[] = { 1, 2 };
+	int nodes[NR_PAGES];
+	u64 i;
+
+	if (!is_multi_numa_node_system())
+		SKIP(return, "Needs two NUMA nodes");
+
+	for (i = 0; i < NR_PAGES; i++) {
+		nodes[i] = i / 4 & 1;
+		kvm_mbind(page_hva(self, i), page_size, MPOL_BIND,
+			  &masks[nodes[i]], 8, 0);
+	}
+
+	/* As the guest allocates private memory... */
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	guest_fill(self, 0, NR_PAGES, 0x66);
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	expect_nodes(self, nodes, __LINE__);
+	check_all(self);
+
+	/* ...and shared memory, and as the host does. */
+	for (i = 0; i < 2; i++) {
+		punch_hole(self->fd, 0, self->size);
+		convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+		convert(self, 0, NR_PAGES, ATTR_SHARED);
+		if (i)
+			guest_fill(self, 0, NR_PAGES, 0x67);
+		else
+			host_fill(self, 0, NR_PAGES, 0x68);
+		expect_nodes(self, nodes, __LINE__);
+		check_all(self);
+	}
+}
+
 /* Promise 9: holes are zero, and as private, or shared, as before. */
 TEST_F(gmem, punch_hole)
 {
@@ -2789,9 +2936,12 @@ TEST_F(gmem, guest_driven)
 
 	/* Two memory regions, back to back, each with its own guest_memfd. */
 	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, gpa,
-				    TEST_SLOT + 1, 6, KVM_MEM_GUEST_MEMFD);
+				    TEST_SLOT + 1,
+				    vm_calc_num_guest_pages(self->vm->mode, 6 * page_size),
+				    KVM_MEM_GUEST_MEMFD);
 	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS,
-				    gpa + 6 * page_size, TEST_SLOT + 2, 10,
+				    gpa + 6 * page_size, TEST_SLOT + 2,
+				    vm_calc_num_guest_pages(self->vm->mode, 10 * page_size),
 				    KVM_MEM_GUEST_MEMFD);
 
 	for (i = 0; i < 16; i++) {
