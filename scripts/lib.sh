@@ -6,7 +6,7 @@
 #	TOP	the repository
 #	BUILD	where build output goes
 #	CACHE	what is kept for the next clone
-#	ARCH	the architecture to work for, by its name in uname -m
+#	ARCH	the architecture to work for, by the kernel's name for it
 
 # shellcheck disable=SC2034	# used by those who source this
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -15,12 +15,6 @@ CACHE=${XDG_CACHE_HOME:-~/.cache}/guest-memfd
 export LC_ALL=C
 # One clock for a command and all that it calls.
 export GMEM_START=${GMEM_START:-$EPOCHSECONDS}
-
-case ${ARCH:=x86_64} in
-x86)		ARCH=x86_64 ;;
-aarch64)	ARCH=arm64 ;;
-esac
-export ARCH
 
 elapsed() {
 	local s=$((EPOCHSECONDS - GMEM_START))
@@ -40,6 +34,31 @@ die() {
 	printf '%s: %s\n' "${0##*/}" "$*" >&2
 	exit 1
 }
+
+# set_arch ARCH: work for this architecture. Also sets
+#
+#	MACHINE		its name in uname -m
+#	SUFFIX		what sets it apart in the names of directories in BUILD
+#	IMAGE		the kernel that QEMU boots, in the output of its build
+#	CROSS_COMPILE	the prefix of the compiler, which the kernel's makefiles
+#			know by that name; empty on such a machine
+#	COMPILER	the packages that the compiler is in
+set_arch() {
+	CROSS_COMPILE="" SUFFIX="" COMPILER=(gcc libc6-dev)
+	case $1 in
+	x86_64|x86)
+		ARCH=x86_64 MACHINE=x86_64 IMAGE=vmlinux ;;
+	arm64|aarch64)
+		ARCH=arm64 MACHINE=aarch64 IMAGE=arch/arm64/boot/Image SUFFIX=-arm64
+		[ "$(uname -m)" = aarch64 ] || {
+			CROSS_COMPILE=aarch64-linux-gnu-
+			COMPILER+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+		} ;;
+	*)	die "there is no architecture $1 here: say x86_64 or arm64" ;;
+	esac
+	export ARCH CROSS_COMPILE
+}
+set_arch "${ARCH:-x86_64}"
 
 # long WHAT HOW_FAR COMMAND...: run a command that takes its time, saying now
 # and then how long it has been running and what the command HOW_FAR prints.
@@ -85,8 +104,8 @@ need_space() {
 # static_program FILE SOURCE [OPTION...]: compile it with the patched kernel's
 # headers, see scripts/headers
 static_program() {
-	gcc -static -O2 -Wall -Werror -isystem "$BUILD/headers/include" \
-		"${@:3}" -o "$1" "$2"
+	"${CROSS_COMPILE}gcc" -static -O2 -Wall -Werror \
+		-isystem "$BUILD/headers$SUFFIX/include" "${@:3}" -o "$1" "$2"
 }
 
 as_root() {
