@@ -136,6 +136,7 @@ static bool complains(const char *msg)
 		"BUG: ", "BUG ", "[ BUG: ", "kernel BUG", "WARNING: ", "Oops",
 		"INFO: possible ", "INFO: task ", "INFO: trying to register",
 		"INFO: rcu", "rcu: INFO: ", "watchdog: BUG", "UBSAN: ",
+		"Internal error: ",
 	};
 
 	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++)
