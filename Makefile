@@ -2,9 +2,9 @@
 #
 # The front door: every command a person needs. See README.md.
 
-ARCH ?= x86_64
+# What is said here is for the scripts, and not for the makefiles that they call.
+MAKEOVERRIDES =
 BUILD ?= build
-export ARCH
 
 PHONY := help demo check tree refresh series lint mutants docs headers shell
 
@@ -16,10 +16,11 @@ help:
 	@echo 'make tree     base + whole files + patches -> a git tree in build/tree'
 	@echo 'make refresh  commits of that tree -> patches/ and whole files'
 	@echo 'make series   the series as mails in build/series, checked with git am'
-	@echo 'make headers  the user headers of the patched kernel, in build/headers/include'
+	@echo 'make headers  the user headers of the patched kernel, in build/headers*/include'
 	@echo 'make docs     the HTML documentation of what the series touches'
 	@echo 'make shell    a shell in the booted kernel'
 	@echo
+	@echo 'ARCH=arm64 does it for arm64, else x86_64; make check is for both by default.'
 	@echo 'BASE=/path/to/linux uses a kernel tree of yours, any 7.3.y.'
 	@echo 'lab/run PROGRAM runs a static program in the booted kernel: lab/run --help.'
 
