@@ -6,10 +6,11 @@
 MAKEOVERRIDES =
 BUILD ?= build
 
-PHONY := help demo check tree refresh series lint mutants docs headers shell
+PHONY := help demo demo-linux check tree refresh series lint mutants docs headers shell
 
 help:
 	@echo 'make demo     from nothing to a kernel that converts memory in front of you'
+	@echo 'make demo-linux ARCH=arm64    and to Linux in memory that the host cannot reach'
 	@echo 'make check    all tests; last line "N passed, N failed, N skipped"'
 	@echo 'make lint     checkpatch, sparse, coccinelle, W=1, shellcheck'
 	@echo 'make mutants  break the kernel on purpose, and see the tests notice'
@@ -26,6 +27,9 @@ help:
 
 demo:
 	@scripts/demo
+
+demo-linux:
+	@scripts/demo-linux
 
 check:
 	@scripts/check
