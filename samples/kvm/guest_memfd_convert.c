@@ -228,7 +228,7 @@ static int serve(const struct guest_event *ask)
 
 	if (ask->gpa < MEM_GPA || offset >= MEM_SIZE || offset % PAGE ||
 	    !npages || npages > (MEM_SIZE - offset) / PAGE)
-		return EINVAL;
+		return -EINVAL;
 
 	err = convert(offset, npages * PAGE, private, &busy);
 	snprintf(what, sizeof(what), "guest asks for %s, VMM converts %llu page%s",
@@ -240,7 +240,7 @@ static int serve(const struct guest_event *ask)
 		err = convert(offset, npages * PAGE, private, &busy);
 		check("same call, page unpinned", "success", errno_name(err));
 	}
-	return err;
+	return -err;
 }
 
 /* Run the guest up to the end of a step. */
@@ -324,8 +324,6 @@ static void create_memory(void)
 
 static void load_guest(void)
 {
-	extern const char guest_code[], guest_code_end[];
-
 	memcpy(mem + CODE_OFF, guest_code, guest_code_end - guest_code);
 }
 

@@ -23,9 +23,7 @@
 /* The guest, with the MMU off.  It starts at guest_code, and has no stack. */
 #define STR_(x)		#x
 #define STR(x)		STR_(x)
-#define GUEST_SET(reg, value)						\
-	"movz	" reg ", #(" STR(value) ") & 0xffff\n"			\
-	"movk	" reg ", #(" STR(value) ") >> 16, lsl #16\n"
+#define GUEST_SET(reg, value)	"ldr	" reg ", =" STR(value) "\n"
 #define GUEST_STEP_DONE(n)						\
 	"mov	w4, #" STR(n) "\n"					\
 	"mov	w5, #" STR(ADDR_STEP) "\n"				\
@@ -74,8 +72,12 @@ asm(".pushsection .rodata\n"
 	"cbnz	w3, 1b\n"
 	"ret\n"
 	"new_text: .asciz \"" GUEST_TEXT "\"\n"
+	".balign 4\n"
+	".ltorg\n"
 	"guest_code_end:\n"
 	".popsection\n");
+
+extern const char guest_code[], guest_code_end[];
 
 static void create_private_vm(void)
 {
@@ -161,7 +163,7 @@ static int next_event(struct guest_event *event)
 }
 
 /* The guest finds the answer in X0. */
-static void answer_guest(int err)
+static void answer_guest(int ret)
 {
-	set_reg(CORE_REG(regs.regs[0]), -err);
+	set_reg(CORE_REG(regs.regs[0]), ret);
 }

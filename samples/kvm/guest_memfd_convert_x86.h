@@ -73,6 +73,8 @@ asm(".pushsection .rodata\n"
 	".code64\n"
 	".popsection\n");
 
+extern const char guest_code[], guest_code_end[];
+
 static void create_private_vm(void)
 {
 	struct kvm_enable_cap exit_hypercall = {
@@ -158,7 +160,7 @@ static int next_event(struct guest_event *event)
 }
 
 /* The guest finds the answer in EAX. */
-static void answer_guest(int err)
+static void answer_guest(int ret)
 {
-	run->hypercall.ret = -err;
+	run->hypercall.ret = ret;
 }

@@ -21,7 +21,7 @@
 
 #include "kselftest_harness.h"
 
-#if defined(__x86_64__) || defined(__i386__)
+#ifdef KVM_X86_SW_PROTECTED_VM
 #define PRIVATE_VM_TYPE		KVM_X86_SW_PROTECTED_VM
 #elif defined(__aarch64__)
 #define PRIVATE_VM_TYPE		KVM_VM_TYPE_ARM_SW_PROTECTED
