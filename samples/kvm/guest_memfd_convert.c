@@ -66,8 +66,10 @@ struct guest_event {
 
 /*
  * What depends on the architecture: the size of a PAGE, the guest's code,
- * create_private_vm(), create_vcpu(), next_event(), and answer_guest().
+ * create_private_vm(), init_vcpu(), next_event(), and answer_guest().
  */
+#define STR_(x)		#x
+#define STR(x)		STR_(x)
 #ifdef __x86_64__
 #include "guest_memfd_convert_x86.h"
 #elif defined(__aarch64__)
@@ -320,6 +322,20 @@ static void create_memory(void)
 	slot.userspace_addr = (unsigned long)mem;
 	if (ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, &slot))
 		err(1, "KVM_SET_USER_MEMORY_REGION2");
+}
+
+static void create_vcpu(void)
+{
+	int run_size = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+
+	vcpu_fd = ioctl(vm_fd, KVM_CREATE_VCPU, 0);
+	if (vcpu_fd < 0)
+		err(1, "KVM_CREATE_VCPU");
+	run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_fd, 0);
+	if (run == MAP_FAILED)
+		err(1, "mmap of the vCPU");
+
+	init_vcpu();
 }
 
 static void load_guest(void)

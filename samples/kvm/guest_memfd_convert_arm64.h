@@ -5,6 +5,8 @@
  * with MEM_SHARE and MEM_UNSHARE, see guest_memfd_linux.c.
  */
 
+#include "arm64_regs.h"
+
 /* A multiple of the page size, which can be any of 4, 16 and 64 KiB. */
 #define PAGE		0x10000
 
@@ -21,8 +23,6 @@
 #define ADDR_STOP	0x12		/* the guest gives up */
 
 /* The guest, with the MMU off.  It starts at guest_code, and has no stack. */
-#define STR_(x)		#x
-#define STR(x)		STR_(x)
 #define GUEST_SET(reg, value)	"ldr	" reg ", =" STR(value) "\n"
 #define GUEST_STEP_DONE(n)						\
 	"mov	w4, #" STR(n) "\n"					\
@@ -101,39 +101,9 @@ static void create_private_vm(void)
 		err(1, "KVM_ARM_VM_SMCCC_FILTER");
 }
 
-#define CORE_REG(name)							\
-	(KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE |		\
-	 KVM_REG_ARM_CORE_REG(name))
-
-static void set_reg(__u64 id, __u64 value)
+static void init_vcpu(void)
 {
-	struct kvm_one_reg reg = { .id = id, .addr = (unsigned long)&value };
-
-	if (ioctl(vcpu_fd, KVM_SET_ONE_REG, &reg))
-		err(1, "KVM_SET_ONE_REG");
-}
-
-static __u64 get_reg(__u64 id)
-{
-	__u64 value;
-	struct kvm_one_reg reg = { .id = id, .addr = (unsigned long)&value };
-
-	if (ioctl(vcpu_fd, KVM_GET_ONE_REG, &reg))
-		err(1, "KVM_GET_ONE_REG");
-	return value;
-}
-
-static void create_vcpu(void)
-{
-	int run_size = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 	struct kvm_vcpu_init init;
-
-	vcpu_fd = ioctl(vm_fd, KVM_CREATE_VCPU, 0);
-	if (vcpu_fd < 0)
-		err(1, "KVM_CREATE_VCPU");
-	run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_fd, 0);
-	if (run == MAP_FAILED)
-		err(1, "mmap of the vCPU");
 
 	if (ioctl(vm_fd, KVM_ARM_PREFERRED_TARGET, &init) ||
 	    ioctl(vcpu_fd, KVM_ARM_VCPU_INIT, &init))

@@ -18,8 +18,6 @@
  * instruction is VMMCALL rather than VMCALL.  (Given the wrong one, KVM patches
  * the code in guest memory, which ends badly if that page is private.)
  */
-#define STR_(x)		#x
-#define STR(x)		STR_(x)
 #define GUEST_STEP_DONE(n)						\
 	"mov	$" STR(n) ", %al\n"					\
 	"out	%al, $" STR(PORT_STEP) "\n"
@@ -95,9 +93,8 @@ static void create_private_vm(void)
 		err(1, "KVM_CAP_EXIT_HYPERCALL");
 }
 
-static void create_vcpu(void)
+static void init_vcpu(void)
 {
-	int run_size = ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 	struct kvm_segment flat = {
 		.limit = 0xffffffff, .present = 1, .s = 1, .db = 1, .g = 1,
 	};
@@ -108,13 +105,6 @@ static void create_vcpu(void)
 	};
 	unsigned int eax, ebx, ecx, edx;
 	struct kvm_sregs sregs;
-
-	vcpu_fd = ioctl(vm_fd, KVM_CREATE_VCPU, 0);
-	if (vcpu_fd < 0)
-		err(1, "KVM_CREATE_VCPU");
-	run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_fd, 0);
-	if (run == MAP_FAILED)
-		err(1, "mmap of the vCPU");
 
 	/* Protected mode without paging; the guest never loads a segment. */
 	if (ioctl(vcpu_fd, KVM_GET_SREGS, &sregs))

@@ -71,6 +71,8 @@
 static int vm_fd, gmem_fd, vcpu_fd;
 static struct kvm_run *run;
 
+#include "arm64_regs.h"
+
 /* The story: one line per event, with what was expected and what happened. */
 static int nr_checks, nr_wrong;
 
@@ -199,27 +201,6 @@ static bool host_can_read(__u64 offset)
 #define SMCCC_INVALID_PARAMETER	-3
 
 static int nr_shares, nr_unshares;
-
-#define CORE_REG(name) (KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | \
-			KVM_REG_ARM_CORE_REG(name))
-
-static __u64 get_reg(__u64 id)
-{
-	__u64 value;
-	struct kvm_one_reg reg = { .id = id, .addr = (unsigned long)&value };
-
-	if (ioctl(vcpu_fd, KVM_GET_ONE_REG, &reg))
-		err(1, "KVM_GET_ONE_REG");
-	return value;
-}
-
-static void set_reg(__u64 id, __u64 value)
-{
-	struct kvm_one_reg reg = { .id = id, .addr = (unsigned long)&value };
-
-	if (ioctl(vcpu_fd, KVM_SET_ONE_REG, &reg))
-		err(1, "KVM_SET_ONE_REG");
-}
 
 /*
  * The guest wants the page at this address to be shared, or no longer.

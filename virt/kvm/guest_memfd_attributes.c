@@ -5,11 +5,14 @@
  * This file knows about trees and page indices, but nothing about inodes,
  * folios or VMs.
  */
+#include <linux/bitops.h>
 #include <linux/bug.h>
 #include <linux/gfp.h>
+#include <linux/kvm.h>
 #include <linux/maple_tree.h>
 #include <linux/minmax.h>
 #include <linux/sched.h>
+#include <linux/slab.h>
 #include <linux/xarray.h>
 
 #include "guest_memfd_attributes.h"
@@ -24,10 +27,30 @@
 					 MT_FLAGS_LOCK_EXTERN |		\
 					 MT_FLAGS_ACCOUNT)
 
-static void *kvm_gmem_attributes_to_entry(struct kvm_gmem_attributes *attrs,
-					  u64 attributes)
+/*
+ * An entry has one bit for each page of a block, i.e. of so many pages that are
+ * aligned to their number.  The bit is set if the page's attributes are not the
+ * initial ones.  Pages of equal attributes share one entry, however many blocks
+ * they span, with all bits set, or no entry at all.  Any other entry stands for
+ * pages of a single block, so that the worst that a guest can do, which is to
+ * convert every other page, takes one entry per block instead of one per page.
+ */
+#define KVM_GMEM_BLOCK_PAGES	(BITS_PER_LONG / 2)
+#define KVM_GMEM_BLOCK_MASK	GENMASK(KVM_GMEM_BLOCK_PAGES - 1, 0)
+
+static unsigned long kvm_gmem_entry_to_bits(void *entry)
 {
-	return attributes == attrs->initial ? NULL : xa_mk_value(attributes);
+	return entry ? xa_to_value(entry) : 0;
+}
+
+static void *kvm_gmem_bits_to_entry(unsigned long bits)
+{
+	return bits ? xa_mk_value(bits) : NULL;
+}
+
+static bool kvm_gmem_is_mixed(unsigned long bits)
+{
+	return bits && bits != KVM_GMEM_BLOCK_MASK;
 }
 
 void kvm_gmem_attributes_init(struct kvm_gmem_attributes *attrs, u64 initial)
@@ -49,8 +72,61 @@ void kvm_gmem_attributes_destroy(struct kvm_gmem_attributes *attrs)
 u64 kvm_gmem_attributes_get(struct kvm_gmem_attributes *attrs, pgoff_t index)
 {
 	void *entry = mtree_load(&attrs->tree, index);
+	unsigned long bit = BIT(index % KVM_GMEM_BLOCK_PAGES);
 
-	return entry ? xa_to_value(entry) : attrs->initial;
+	if (kvm_gmem_entry_to_bits(entry) & bit)
+		return attrs->initial ^ KVM_MEMORY_ATTRIBUTE_PRIVATE;
+
+	return attrs->initial;
+}
+
+/*
+ * Return whether or not the page at @index is changed, i.e. doesn't have the
+ * initial attributes, and in [@first, @last] the pages around it that share its
+ * entry and its attributes.
+ */
+static bool kvm_gmem_attributes_walk(struct ma_state *mas, pgoff_t index,
+				     pgoff_t *first, pgoff_t *last)
+{
+	unsigned long bits, others, nr = index % KVM_GMEM_BLOCK_PAGES;
+	pgoff_t block = index - nr;
+	bool changed;
+
+	mas_set(mas, index);
+	bits = kvm_gmem_entry_to_bits(mas_walk(mas));
+	changed = bits & BIT(nr);
+
+	*first = mas->index;
+	*last = mas->last;
+
+	others = changed ? bits ^ KVM_GMEM_BLOCK_MASK : bits;
+	if (others & (BIT(nr) - 1))
+		*first = max(*first, block + fls_long(others & (BIT(nr) - 1)));
+	if (others >> nr)
+		*last = min(*last, block + __ffs(others >> nr << nr) - 1);
+
+	return changed;
+}
+
+/*
+ * As above, and in [@first, @last] pages around @index with the same attributes.
+ * The lock must be held.
+ */
+u64 kvm_gmem_attributes_get_run(struct kvm_gmem_attributes *attrs, pgoff_t index,
+				pgoff_t *first, pgoff_t *last)
+{
+	MA_STATE(mas, &attrs->tree, index, index);
+
+	if (kvm_gmem_attributes_walk(&mas, index, first, last))
+		return attrs->initial ^ KVM_MEMORY_ATTRIBUTE_PRIVATE;
+
+	return attrs->initial;
+}
+
+static bool kvm_gmem_attributes_to_changed(struct kvm_gmem_attributes *attrs,
+					   u64 attributes)
+{
+	return attributes != attrs->initial;
 }
 
 /*
@@ -61,20 +137,26 @@ bool kvm_gmem_attributes_next(struct kvm_gmem_attributes *attrs, u64 attributes,
 			      pgoff_t *start, pgoff_t *end, pgoff_t limit)
 {
 	MA_STATE(mas, &attrs->tree, *start, *start);
-	void *entry = kvm_gmem_attributes_to_entry(attrs, attributes);
+	bool changed = kvm_gmem_attributes_to_changed(attrs, attributes);
+	pgoff_t index, first, last;
+	bool found = false;
 
-	while (*start < limit) {
-		bool found = mas_walk(&mas) != entry;
+	for (index = *start; index < limit; index = last + 1) {
+		bool differs;
 
-		*end = min(mas.last, limit - 1) + 1;
-		if (found)
-			return true;
+		differs = kvm_gmem_attributes_walk(&mas, index, &first, &last) != changed;
+		if (found && !differs)
+			break;
 
-		*start = *end;
-		mas_set(&mas, *start);
+		if (differs && !found)
+			*start = index;
+
+		found = differs;
+		last = min(last, limit - 1);
 	}
 
-	return false;
+	*end = index;
+	return found;
 }
 
 bool kvm_gmem_attributes_range_has(struct kvm_gmem_attributes *attrs,
@@ -94,21 +176,24 @@ unsigned long kvm_gmem_attributes_count(struct kvm_gmem_attributes *attrs,
 					unsigned long *nr_runs)
 {
 	MA_STATE(mas, &attrs->tree, 0, 0);
-	void *entry = kvm_gmem_attributes_to_entry(attrs, attributes);
+	bool wanted = kvm_gmem_attributes_to_changed(attrs, attributes);
+	pgoff_t index, first, last;
 	unsigned long nr = 0;
-	pgoff_t start, end;
+	bool previous = false;
 
 	*nr_runs = 0;
 
-	for (start = 0; start < nr_pages; start = end) {
-		bool found = mas_walk(&mas) == entry;
+	for (index = 0; index < nr_pages; index = last + 1) {
+		bool changed = kvm_gmem_attributes_walk(&mas, index, &first, &last);
 
-		end = min(mas.last, nr_pages - 1) + 1;
-		if (found)
-			nr += end - start;
+		last = min(last, nr_pages - 1);
+		if (changed == wanted)
+			nr += last + 1 - index;
 
-		(*nr_runs)++;
-		mas_set(&mas, end);
+		if (!index || changed != previous)
+			(*nr_runs)++;
+
+		previous = changed;
 		cond_resched();
 	}
 
@@ -116,27 +201,95 @@ unsigned long kvm_gmem_attributes_count(struct kvm_gmem_attributes *attrs,
 }
 
 /*
- * Extend the range that is about to be stored by the runs on either side of it
- * if they have the same entry, so that equal neighbours are always one entry.
- * The tree does that by itself for NULL.
+ * With an entry per run, [@first, @last] of a block would take at least as many
+ * entries as with an entry for the block, which can come with a boundary on either
+ * side that is otherwise not there.
  */
-static void kvm_gmem_attributes_merge(struct ma_state *mas, void *entry)
+static bool kvm_gmem_has_many_runs(unsigned long bits, pgoff_t first, pgoff_t last)
 {
-	unsigned long first = mas->index, last = mas->last;
+	unsigned long nr = last % KVM_GMEM_BLOCK_PAGES;
+	unsigned long mask = GENMASK(nr, first % KVM_GMEM_BLOCK_PAGES) ^ BIT(nr);
 
-	if (first) {
-		mas_set(mas, first - 1);
-		if (mas_walk(mas) == entry)
-			first = mas->index;
+	return hweight_long((bits ^ bits >> 1) & mask) >= 2;
+}
+
+/*
+ * If the range that is about to be stored lies in a block, and makes many runs of
+ * it, or a single one, store the block as a whole.
+ */
+static void kvm_gmem_attributes_extend_to_block(struct kvm_gmem_attributes_change *change)
+{
+	struct ma_state *mas = &change->mas;
+	pgoff_t start = mas->index, end = mas->last, index;
+	pgoff_t block = round_down(start, KVM_GMEM_BLOCK_PAGES);
+	pgoff_t block_end = block + KVM_GMEM_BLOCK_PAGES - 1;
+	unsigned long bits = 0, mask;
+
+	if (end > block_end)
+		return;
+
+	for (index = block; ; index = mas->last + 1) {
+		mas_set(mas, index);
+		mask = kvm_gmem_entry_to_bits(mas_walk(mas));
+		bits |= mask & GENMASK(min(mas->last, block_end) - block, index - block);
+
+		if (mas->last >= block_end)
+			break;
 	}
 
-	if (last != ULONG_MAX) {
-		mas_set(mas, last + 1);
-		if (mas_walk(mas) == entry)
-			last = mas->last;
+	mask = GENMASK(end - block, start - block);
+	bits = change->entry ? bits | mask : bits & ~mask;
+
+	if (kvm_gmem_is_mixed(bits) && !kvm_gmem_has_many_runs(bits, block, block_end)) {
+		mas_set_range(mas, start, end);
+		return;
 	}
 
-	mas_set_range(mas, first, last);
+	mas_set_range(mas, block, block_end);
+	change->entry = kvm_gmem_bits_to_entry(bits);
+}
+
+/*
+ * Extend the range that is about to be stored by the pages on either side of it
+ * that are going to be equal, so that equal neighbours share one entry.
+ */
+static void kvm_gmem_attributes_merge(struct kvm_gmem_attributes_change *change)
+{
+	struct ma_state *mas = &change->mas;
+	pgoff_t start = mas->index, end = mas->last, first, last;
+	bool changed = change->entry;
+
+	while (start && kvm_gmem_attributes_walk(mas, start - 1, &first, &last) == changed)
+		start = first;
+
+	while (end != ULONG_MAX &&
+	       kvm_gmem_attributes_walk(mas, end + 1, &first, &last) == changed)
+		end = last;
+
+	mas_set_range(mas, start, end);
+}
+
+/*
+ * If it takes more than one node, then nodes are charged to the memory cgroup when
+ * they are used, which doesn't fail.  Do so now if they will not fit in there.
+ */
+static bool kvm_gmem_attributes_may_charge(struct kvm_gmem_attributes_change *change)
+{
+	void *nodes;
+
+	if (!change->mas.sheaf)
+		return true;
+
+	nodes = kmalloc_array(kmem_cache_sheaf_size(change->mas.sheaf),
+			      sizeof(struct maple_node), GFP_KERNEL_ACCOUNT);
+	kfree(nodes);
+	return nodes;
+}
+
+/* With nothing left to record, there is no need for a node, only for an empty tree. */
+static bool kvm_gmem_change_empties_tree(struct kvm_gmem_attributes_change *change)
+{
+	return !change->entry && !change->mas.index && change->mas.last == ULONG_MAX;
 }
 
 int kvm_gmem_attributes_reserve(struct kvm_gmem_attributes *attrs,
@@ -144,19 +297,76 @@ int kvm_gmem_attributes_reserve(struct kvm_gmem_attributes *attrs,
 				pgoff_t start, pgoff_t end, u64 attributes)
 {
 	MA_STATE(mas, &attrs->tree, start, end - 1);
+	bool changed = kvm_gmem_attributes_to_changed(attrs, attributes);
+	int r;
 
 	change->mas = mas;
-	change->entry = kvm_gmem_attributes_to_entry(attrs, attributes);
+	change->entry = kvm_gmem_bits_to_entry(changed ? KVM_GMEM_BLOCK_MASK : 0);
 
-	if (change->entry)
-		kvm_gmem_attributes_merge(&change->mas, change->entry);
+	kvm_gmem_attributes_extend_to_block(change);
+	if (!kvm_gmem_is_mixed(kvm_gmem_entry_to_bits(change->entry)))
+		kvm_gmem_attributes_merge(change);
 
-	return mas_preallocate(&change->mas, change->entry, GFP_KERNEL);
+	if (kvm_gmem_change_empties_tree(change))
+		return 0;
+
+	r = mas_preallocate(&change->mas, change->entry, GFP_KERNEL);
+	if (!r && !kvm_gmem_attributes_may_charge(change)) {
+		mas_destroy(&change->mas);
+		r = -ENOMEM;
+	}
+
+	return r;
+}
+
+/*
+ * If the entry at @index is what remains of a block's entry, and isn't worth it
+ * anymore, give its runs an entry each.  Nothing changes for the pages.
+ */
+static void kvm_gmem_attributes_tidy(struct maple_tree *tree, pgoff_t index)
+{
+	MA_STATE(mas, tree, index, index);
+	struct kvm_gmem_attributes_change change = { .mas = mas };
+	unsigned long bits = kvm_gmem_entry_to_bits(mas_walk(&mas));
+	pgoff_t last = mas.last, first, run_last;
+
+	if (!kvm_gmem_is_mixed(bits) ||
+	    kvm_gmem_has_many_runs(bits, mas.index, last))
+		return;
+
+	for (first = mas.index; first <= last; first = run_last + 1) {
+		bool changed = kvm_gmem_attributes_walk(&mas, first, &index, &run_last);
+
+		change.entry = kvm_gmem_bits_to_entry(changed ? KVM_GMEM_BLOCK_MASK : 0);
+		mas_set_range(&change.mas, first, run_last);
+		kvm_gmem_attributes_merge(&change);
+		if (mas_preallocate(&change.mas, change.entry, GFP_NOWAIT))
+			return;
+		mas_store_prealloc(&change.mas, change.entry);
+	}
 }
 
 void kvm_gmem_attributes_commit(struct kvm_gmem_attributes_change *change)
 {
+	struct maple_tree *tree = change->mas.tree;
+	pgoff_t start = change->mas.index, end = change->mas.last;
+
+	if (kvm_gmem_change_empties_tree(change)) {
+		__mt_destroy(tree);
+		return;
+	}
+
 	mas_store_prealloc(&change->mas, change->entry);
+
+	/* A whole block leaves nothing of others. */
+	if (kvm_gmem_is_mixed(kvm_gmem_entry_to_bits(change->entry)))
+		return;
+
+	/* If there's no memory for that, the record is larger than it need be. */
+	if (start)
+		kvm_gmem_attributes_tidy(tree, start - 1);
+	if (end != ULONG_MAX)
+		kvm_gmem_attributes_tidy(tree, end + 1);
 }
 
 void kvm_gmem_attributes_drop(struct kvm_gmem_attributes_change *change)

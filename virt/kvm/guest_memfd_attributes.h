@@ -8,9 +8,10 @@
 /*
  * The attributes, i.e. private or shared, of each page of a guest_memfd file.
  *
- * Only what differs from @initial is recorded, as one entry per maximal run of
- * pages, so that the size of the record depends on the number of runs, not on
- * the size of the file, and a file that was never converted needs no memory.
+ * Only what differs from @initial is recorded, with no more entries than there
+ * are runs of pages with equal attributes, so that the size of the record depends
+ * on the number of runs, not on the size of the file, and a file that was never
+ * converted needs no memory.
  *
  * The tree is locked externally, by the lock that the owner names with
  * mt_set_external_lock().  Changes require the lock for write, and walking over
@@ -34,6 +35,8 @@ void kvm_gmem_attributes_init(struct kvm_gmem_attributes *attrs, u64 initial);
 void kvm_gmem_attributes_destroy(struct kvm_gmem_attributes *attrs);
 
 u64 kvm_gmem_attributes_get(struct kvm_gmem_attributes *attrs, pgoff_t index);
+u64 kvm_gmem_attributes_get_run(struct kvm_gmem_attributes *attrs, pgoff_t index,
+				pgoff_t *first, pgoff_t *last);
 bool kvm_gmem_attributes_next(struct kvm_gmem_attributes *attrs, u64 attributes,
 			      pgoff_t *start, pgoff_t *end, pgoff_t limit);
 bool kvm_gmem_attributes_range_has(struct kvm_gmem_attributes *attrs,

@@ -49,22 +49,21 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#ifdef __aarch64__
-#include <linux/arm-smccc.h>
-#endif
 #include <linux/falloc.h>
 #include <linux/stddef.h>
-#include <linux/io_uring.h>
-#include <linux/kvm_para.h>
 #include <linux/sizes.h>
 
-#include "../../../../mm/gup_test.h"
-
+#include "fail_nth.h"
+#include "guest_memfd_fixture.h"
+#include "guest_memfd_util.h"
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
 #include "numaif.h"
 #include "processor.h"
+#ifdef __x86_64__
+#include "smm.h"
+#endif
 #include "test_util.h"
 #include "ucall_common.h"
 
@@ -90,672 +89,24 @@ kvm_static_assert(offsetof(struct kvm_memory_attributes2, flags) == 24);
 kvm_static_assert(offsetof(struct kvm_memory_attributes2, error_offset) == 32);
 kvm_static_assert(offsetof(struct kvm_memory_attributes2, reserved) == 40);
 
-#define ATTR_PRIVATE		KVM_MEMORY_ATTRIBUTE_PRIVATE
-#define ATTR_SHARED		0ull
-
-/* A value that KVM can't legitimately write to error_offset. */
-#define ERROR_OFFSET_CANARY	0xdead0000beef0001ull
-
-/* Memory under test.  The lowest 4gb have slot0, the PCI hole, and so on. */
-#define TEST_SLOT		10
-#define TEST_GPA		((gpa_t)SZ_4G)
-#define NR_PAGES		16
-#define NR_GUEST_PAGES		64
-
-#define MMAP_SHARED		(GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
-#define MMAP_PRIVATE		GUEST_MEMFD_FLAG_MMAP
-
-static size_t page_size;
-
-/*
- * Architecture specific bits: the VM type that has private memory on hardware
- * that does not do confidential VMs, and how a guest asks for a conversion.
- */
+/* Have KVM give up on the VM, whose only vCPU has never run. */
+static void arch_kill_vm(struct kvm_vcpu *vcpu)
+{
 #ifdef __x86_64__
-#define PRIVATE_VM_TYPE		KVM_X86_SW_PROTECTED_VM
-
-static bool arch_has_private_vms(void)
-{
-	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(PRIVATE_VM_TYPE);
-}
-
-static void arch_enable_conversion_exits(struct kvm_vm *vm)
-{
-	vm_enable_cap(vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
-}
-
-static void arch_guest_convert(gpa_t gpa, u64 size, bool private)
-{
-	kvm_hypercall_map_gpa_range(gpa, size,
-				    private ? KVM_MAP_GPA_RANGE_ENCRYPTED :
-					      KVM_MAP_GPA_RANGE_DECRYPTED);
-}
-
-/* Returns true if the vCPU exited to ask for a conversion. */
-static bool arch_is_conversion_exit(struct kvm_vcpu *vcpu, gpa_t *gpa,
-				    u64 *size, bool *private)
-{
-	struct kvm_run *run = vcpu->run;
-
-	if (run->exit_reason != KVM_EXIT_HYPERCALL)
-		return false;
-
-	TEST_ASSERT_EQ(run->hypercall.nr, KVM_HC_MAP_GPA_RANGE);
-	*gpa = run->hypercall.args[0];
-	*size = run->hypercall.args[1] * PAGE_SIZE;
-	*private = run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED;
-	run->hypercall.ret = 0;
-	return true;
-}
-#elif defined(__aarch64__)
-#define PRIVATE_VM_TYPE		KVM_VM_TYPE_ARM_SW_PROTECTED
-
-static bool arch_has_private_vms(void)
-{
-	int kvm_fd = open_kvm_dev_path_or_exit();
-	int vm_fd = __kvm_ioctl(kvm_fd, KVM_CREATE_VM, (void *)PRIVATE_VM_TYPE);
-
-	if (vm_fd >= 0)
-		kvm_close(vm_fd);
-	kvm_close(kvm_fd);
-	return vm_fd >= 0;
-}
-
-/* Ask for one page, or rather granule, at a time, as guests of pKVM do. */
-static void arch_enable_conversion_exits(struct kvm_vm *vm)
-{
-	struct kvm_smccc_filter filter = {
-		.base = ARM_SMCCC_VENDOR_HYP_KVM_MEM_SHARE_FUNC_ID,
-		.nr_functions = 2,
-		.action = KVM_SMCCC_FILTER_FWD_TO_USER,
-	};
-
-	kvm_static_assert(ARM_SMCCC_VENDOR_HYP_KVM_MEM_UNSHARE_FUNC_ID ==
-			  ARM_SMCCC_VENDOR_HYP_KVM_MEM_SHARE_FUNC_ID + 1);
-	kvm_device_attr_set(vm->fd, KVM_ARM_VM_SMCCC_CTRL,
-			    KVM_ARM_VM_SMCCC_FILTER, &filter);
-}
-
-static void arch_guest_convert(gpa_t gpa, u64 size, bool private)
-{
-	struct arm_smccc_res res;
-	gpa_t end = gpa + size;
-
-	for (; gpa < end; gpa += page_size) {
-		smccc_hvc(private ? ARM_SMCCC_VENDOR_HYP_KVM_MEM_UNSHARE_FUNC_ID :
-				    ARM_SMCCC_VENDOR_HYP_KVM_MEM_SHARE_FUNC_ID,
-			  gpa, 0, 0, 0, 0, 0, 0, &res);
-		GUEST_ASSERT_EQ(res.a0, SMCCC_RET_SUCCESS);
-	}
-}
-
-/* Returns true if the vCPU exited to ask for a conversion. */
-static bool arch_is_conversion_exit(struct kvm_vcpu *vcpu, gpa_t *gpa,
-				    u64 *size, bool *private)
-{
-	struct kvm_run *run = vcpu->run;
-
-	if (run->exit_reason != KVM_EXIT_HYPERCALL)
-		return false;
-
-	*private = run->hypercall.nr == ARM_SMCCC_VENDOR_HYP_KVM_MEM_UNSHARE_FUNC_ID;
-	TEST_ASSERT(*private ||
-		    run->hypercall.nr == ARM_SMCCC_VENDOR_HYP_KVM_MEM_SHARE_FUNC_ID,
-		    "Unexpected hypercall 0x%llx", run->hypercall.nr);
-	*gpa = vcpu_get_reg(vcpu, ARM64_CORE_REG(regs.regs[1]));
-	*size = page_size;
-	vcpu_set_reg(vcpu, ARM64_CORE_REG(regs.regs[0]), SMCCC_RET_SUCCESS);
-	return true;
-}
+	/* There's no memory to save the state in that an SMI interrupts. */
+	vcpu_set_msr(vcpu, MSR_IA32_SMBASE, 0xc0000000);
+	inject_smi(vcpu);
+	TEST_ASSERT(_vcpu_run(vcpu) && errno == EIO,
+		    "KVM_RUN didn't fail as expected, errno = %d", errno);
 #else
-#error "Tell the test how to run guests with private memory"
+	/* The interrupt controller isn't initialized. */
+	TEST_ASSERT(_vcpu_run(vcpu), "KVM_RUN didn't fail");
 #endif
-
-/* The number of guest faults that KVM resolved by creating a mapping. */
-static u64 nr_guest_faults(struct kvm_vcpu *vcpu)
-{
-	return vcpu_get_stat(vcpu, pf_fixed);
-}
-
-/*
- * Page contents.  Every word of a page is unique within the file for a given
- * tag, so that misplaced pages are noticed.  Tag '0' stands for a zeroed page.
- */
-static u64 page_word(u8 tag, u64 page, size_t word)
-{
-	if (!tag)
-		return 0;
-
-	return (u64)tag << 56 | page << 16 | word;
-}
-
-static void fill_page(u64 *mem, u8 tag, u64 page, size_t size)
-{
-	size_t i;
-
-	for (i = 0; i < size / sizeof(*mem); i++)
-		WRITE_ONCE(mem[i], page_word(tag, page, i));
-}
-
-/* Returns the index of the first unexpected word, or -1 if all is well. */
-static long check_page(u64 *mem, u8 tag, u64 page, size_t size)
-{
-	size_t i;
-
-	for (i = 0; i < size / sizeof(*mem); i++) {
-		if (READ_ONCE(mem[i]) != page_word(tag, page, i))
-			return i;
-	}
-	return -1;
-}
-
-/*
- * The guest does what the host asks for, one command per KVM_RUN.
- */
-enum guest_op {
-	GUEST_FILL,
-	GUEST_CHECK,
-	GUEST_TOUCH,
-	GUEST_CONVERT,
-};
-
-struct guest_cmd {
-	enum guest_op op;
-	gva_t gva;
-	/* The first page's index, as far as contents are concerned. */
-	u64 first;
-	u64 nr;
-	bool private;
-	u8 tags[NR_GUEST_PAGES];
-};
-
-static struct guest_cmd guest_cmd;
-
-static void guest_code(void)
-{
-	struct guest_cmd *cmd = &guest_cmd;
-	u64 i, *mem;
-	long bad;
-
-	for (;;) {
-		for (i = 0; i < READ_ONCE(cmd->nr); i++) {
-			u64 page = cmd->first + i;
-
-			if (cmd->op == GUEST_CONVERT) {
-				arch_guest_convert(cmd->gva, cmd->nr * page_size,
-						   cmd->private);
-				break;
-			}
-
-			mem = (u64 *)(cmd->gva + i * page_size);
-			switch (cmd->op) {
-			case GUEST_FILL:
-				fill_page(mem, cmd->tags[i], page, page_size);
-				break;
-			case GUEST_CHECK:
-				bad = check_page(mem, cmd->tags[i], page, page_size);
-				__GUEST_ASSERT(bad < 0,
-					       "Guest expected 0x%lx in page %lu, word %ld, got 0x%lx",
-					       page_word(cmd->tags[i], page, bad),
-					       page, bad, mem[bad]);
-				break;
-			case GUEST_TOUCH:
-				READ_ONCE(*mem);
-				break;
-			default:
-				GUEST_FAIL("Unknown command %u", cmd->op);
-			}
-		}
-		GUEST_SYNC(0);
-	}
-}
-
-static void guest_run(struct kvm_vcpu *vcpu, struct guest_cmd *cmd)
-{
-	struct kvm_vm *vm = vcpu->vm;
-	struct ucall uc;
-	bool private;
-	gpa_t gpa;
-	u64 size;
-
-	TEST_ASSERT(cmd->nr <= NR_GUEST_PAGES, "Too many pages: %lu",
-		    cmd->nr);
-	write_guest_global(vm, guest_cmd, *cmd);
-
-	for (;;) {
-		vcpu_run(vcpu);
-
-		if (arch_is_conversion_exit(vcpu, &gpa, &size, &private)) {
-			vm_mem_set_attributes(vm, gpa, size,
-					      private ? ATTR_PRIVATE : ATTR_SHARED);
-			continue;
-		}
-
-		switch (get_ucall(vcpu, &uc)) {
-		case UCALL_SYNC:
-			return;
-		case UCALL_ABORT:
-			REPORT_GUEST_ASSERT(uc);
-			break;
-		default:
-			TEST_FAIL("Unknown ucall 0x%lx, exit reason %u (%s)",
-				  uc.cmd, vcpu->run->exit_reason,
-				  exit_reason_str(vcpu->run->exit_reason));
-		}
-	}
-}
-
-static void guest_do(struct kvm_vcpu *vcpu, enum guest_op op, gpa_t gpa,
-		     u64 first, u64 nr, u8 tag)
-{
-	struct guest_cmd cmd = {
-		.op = op,
-		.gva = gpa,
-		.first = first,
-		.nr = nr,
-	};
-
-	memset(cmd.tags, tag, sizeof(cmd.tags));
-	guest_run(vcpu, &cmd);
-}
-
-static struct kvm_vm *__create_vm(struct kvm_vcpu **vcpu, bool gmem_attributes)
-{
-	const struct vm_shape shape = {
-		.mode = VM_MODE_DEFAULT,
-		.type = PRIVATE_VM_TYPE,
-	};
-	struct kvm_vm *vm = __vm_create(shape, 1, 0);
-
-	if (gmem_attributes)
-		vm_enable_gmem_attributes(vm);
-	arch_enable_conversion_exits(vm);
-
-	*vcpu = vm_vcpu_add(vm, 0, guest_code);
-	kvm_arch_vm_finalize_vcpus(vm);
-
-	sync_global_to_guest(vm, page_size);
-	virt_map(vm, TEST_GPA, TEST_GPA,
-		 vm_calc_num_guest_pages(vm->mode, NR_GUEST_PAGES * page_size));
-	return vm;
-}
-
-static struct kvm_vm *create_vm(struct kvm_vcpu **vcpu)
-{
-	return __create_vm(vcpu, true);
-}
-
-static u8 *mmap_gmem(int fd, u64 size)
-{
-	return kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
-}
-
-static bool host_access(u64 *mem, bool write)
-{
-	struct sigaction sa_old, sa_new = {
-		.sa_handler = expect_sigbus_handler,
-	};
-
-	sigaction(SIGBUS, &sa_new, &sa_old);
-	if (sigsetjmp(expect_sigbus_jmpbuf, 1)) {
-		sigaction(SIGBUS, &sa_old, NULL);
-		return false;
-	}
-
-	if (write)
-		WRITE_ONCE(*mem, 0xbad);
-	else
-		READ_ONCE(*mem);
-
-	sigaction(SIGBUS, &sa_old, NULL);
-	return true;
-}
-
-static bool host_can_read(void *mem)
-{
-	return host_access(mem, false);
-}
-
-/* Note, clobbers memory if the access works out. */
-static bool host_can_write(void *mem)
-{
-	return host_access(mem, true);
-}
-
-static void __assert_private(void *mem, int line)
-{
-	TEST_ASSERT(!host_can_read(mem),
-		    "Line %d: host can read private memory", line);
-	TEST_ASSERT(!host_can_write(mem),
-		    "Line %d: host can write private memory", line);
-}
-
-#define assert_private(mem)		__assert_private(mem, __LINE__)
-
-static void __assert_shared(void *mem, u8 tag, u64 page, int line)
-{
-	u64 *words = mem;
-	long bad;
-
-	TEST_ASSERT(host_can_read(mem),
-		    "Line %d: host can't read page %lu, which should be shared",
-		    line, page);
-
-	bad = check_page(mem, tag, page, page_size);
-	if (bad < 0)
-		return;
-
-	TEST_FAIL("Line %d: host expected 0x%lx in page %lu, word %ld, got 0x%lx",
-		  line, page_word(tag, page, bad), page, bad, words[bad]);
-}
-
-#define assert_shared(mem, tag, page)	__assert_shared(mem, tag, page, __LINE__)
-
-#define PM_PRESENT	BIT_ULL(63)
-#define PM_PFN_MASK	GENMASK_ULL(54, 0)
-
-static u64 pagemap_entry(void *mem)
-{
-	u64 entry;
-	int fd;
-
-	fd = open("/proc/self/pagemap", O_RDONLY);
-	TEST_ASSERT(fd >= 0, "Failed to open pagemap");
-	TEST_ASSERT_EQ(pread(fd, &entry, sizeof(entry),
-			     (unsigned long)mem / page_size * sizeof(entry)),
-		       sizeof(entry));
-	kvm_close(fd);
-	return entry;
-}
-
-/* Returns whether or not the page has a PTE, without changing that. */
-static bool host_is_mapped(void *mem)
-{
-	return pagemap_entry(mem) & PM_PRESENT;
-}
-
-static u64 host_pfn(void *mem)
-{
-	u64 pfn;
-
-	TEST_ASSERT(host_can_read(mem), "Host can't read shared memory");
-	pfn = pagemap_entry(mem) & PM_PFN_MASK;
-	TEST_ASSERT(pfn, "PFNs need CAP_SYS_ADMIN");
-	return pfn;
-}
-
-static void punch_hole(int fd, u64 offset, u64 size)
-{
-	kvm_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size);
-}
-
-/*
- * A reference on one page of memory, held by a pipe.
- */
-struct pin {
-	int pipe[2];
-};
-
-static void pin_page(struct pin *pin, void *mem)
-{
-	struct iovec iov = {
-		.iov_base = mem,
-		.iov_len = page_size,
-	};
-
-	TEST_ASSERT(!pipe(pin->pipe), "pipe() failed");
-	TEST_ASSERT_EQ(vmsplice(pin->pipe[1], &iov, 1, 0), page_size);
-}
-
-static void unpin_page(struct pin *pin)
-{
-	kvm_close(pin->pipe[0]);
-	kvm_close(pin->pipe[1]);
-}
-
-/* Verify what a holder of the reference sees, and put the reference. */
-static void unpin_page_and_check(struct pin *pin, u8 tag, u64 page)
-{
-	u64 *buf = malloc(page_size);
-
-	TEST_ASSERT(buf, "malloc() failed");
-	TEST_ASSERT_EQ(read(pin->pipe[0], buf, page_size), page_size);
-	TEST_ASSERT(check_page(buf, tag, page, page_size) < 0,
-		    "Unexpected contents in pinned page");
-	free(buf);
-	unpin_page(pin);
-}
-
-/*
- * Returns the errno of a conversion, '0' on success.  Verify that error_offset
- * is written only if the error says so, and then never lies below the range.
- */
-static int __try_convert(int fd, u64 offset, u64 size, u64 attributes,
-			 u64 *error_offset)
-{
-	int r, err;
-
-	*error_offset = ERROR_OFFSET_CANARY;
-	r = __gmem_set_memory_attributes(fd, offset, size, attributes,
-					 error_offset);
-	err = r ? errno : 0;
-	TEST_ASSERT(!r || r == -1, "ioctl() returned %d", r);
-
-	if (err == EAGAIN)
-		TEST_ASSERT(*error_offset >= offset &&
-			    *error_offset < offset + size &&
-			    !(*error_offset % page_size),
-			    "Bad error_offset 0x%lx", *error_offset);
-	else if (err == ENOMEM)
-		TEST_ASSERT_EQ(*error_offset, offset);
-	else
-		TEST_ASSERT_EQ(*error_offset, ERROR_OFFSET_CANARY);
-
-	return err;
-}
-
-static int try_convert(int fd, u64 offset, u64 size, u64 attributes)
-{
-	u64 error_offset;
-
-	return __try_convert(fd, offset, size, attributes, &error_offset);
-}
-
-static void run_in_child(void (*fn)(void *data), void *data)
-{
-	int status;
-	pid_t pid;
-
-	pid = fork();
-	TEST_ASSERT(pid >= 0, "fork() failed");
-	if (!pid) {
-		fn(data);
-		_exit(KSFT_PASS);
-	}
-
-	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
-	TEST_ASSERT(WIFEXITED(status) && WEXITSTATUS(status) == KSFT_PASS,
-		    "Child failed, wait status = 0x%x", status);
-}
-
-static struct kvm_random_state new_rng(void)
-{
-	return new_kvm_random_state(kvm_random_seed);
-}
-
-/* The parameter exists if, and only if, VM-scoped tracking is built in. */
-#define VM_SCOPED_PARAM		"/sys/module/kvm/parameters/vm_memory_attributes"
-
-static bool has_vm_scoped(void)
-{
-	return !access(VM_SCOPED_PARAM, F_OK);
 }
 
 static bool is_vm_scoped_default(void)
 {
 	return has_vm_scoped() && get_kvm_param_bool("vm_memory_attributes");
-}
-
-/*
- * One VM with one vCPU and one file, all of it bound to one memslot and mapped
- * in the host, and a model of what each of the file's pages ought to be.  All
- * memory is shared, and zero, to begin with.
- */
-FIXTURE(gmem) {
-	struct kvm_vm *vm;
-	struct kvm_vcpu *vcpu;
-	int fd;
-	u64 size;
-	u8 *mem;
-	struct {
-		bool private;
-		u8 tag;
-	} pages[NR_PAGES];
-};
-
-FIXTURE_VARIANT(gmem) {
-	u64 flags;
-	bool slot_has_hva;
-};
-
-FIXTURE_VARIANT_ADD(gmem, init_shared) {
-	.flags = MMAP_SHARED,
-	.slot_has_hva = true,
-};
-
-FIXTURE_VARIANT_ADD(gmem, init_private) {
-	.flags = MMAP_PRIVATE,
-	.slot_has_hva = false,
-};
-
-FIXTURE_SETUP(gmem)
-{
-	self->vm = create_vm(&self->vcpu);
-	self->size = NR_PAGES * page_size;
-	self->fd = vm_create_guest_memfd(self->vm, self->size, variant->flags);
-	self->mem = mmap_gmem(self->fd, self->size);
-
-	if (!(variant->flags & GUEST_MEMFD_FLAG_INIT_SHARED))
-		gmem_set_shared(self->fd, 0, self->size);
-
-	vm_set_user_memory_region2(self->vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD,
-				   TEST_GPA, self->size,
-				   variant->slot_has_hva ? self->mem : NULL,
-				   self->fd, 0);
-}
-
-FIXTURE_TEARDOWN(gmem)
-{
-	if (self->mem)
-		kvm_munmap(self->mem, self->size);
-	if (self->fd >= 0)
-		kvm_close(self->fd);
-	kvm_vm_free(self->vm);
-}
-
-#define gmem_data FIXTURE_DATA(gmem)
-
-static u8 *page_hva(gmem_data *self, u64 page)
-{
-	return self->mem + page * page_size;
-}
-
-static gpa_t page_gpa(u64 page)
-{
-	return TEST_GPA + page * page_size;
-}
-
-static void convert(gmem_data *self, u64 page, u64 nr, u64 attributes)
-{
-	u64 i;
-	int r;
-
-	r = try_convert(self->fd, page * page_size, nr * page_size, attributes);
-	TEST_ASSERT(!r, "Failed to make pages [%lu, %lu) %s, errno = %d (%s)",
-		    page, page + nr,
-		    attributes ? "private" : "shared", r, strerror(r));
-
-	for (i = page; i < page + nr; i++)
-		self->pages[i].private = attributes;
-}
-
-static void host_fill(gmem_data *self, u64 page, u64 nr, u8 tag)
-{
-	u64 i;
-
-	for (i = page; i < page + nr; i++) {
-		fill_page((u64 *)page_hva(self, i), tag, i, page_size);
-		self->pages[i].tag = tag;
-	}
-}
-
-static void guest_fill(gmem_data *self, u64 page, u64 nr, u8 tag)
-{
-	u64 i;
-
-	guest_do(self->vcpu, GUEST_FILL, page_gpa(page), page, nr, tag);
-
-	for (i = page; i < page + nr; i++)
-		self->pages[i].tag = tag;
-}
-
-static void guest_touch(gmem_data *self, u64 page, u64 nr)
-{
-	guest_do(self->vcpu, GUEST_TOUCH, page_gpa(page), page, nr, 0);
-}
-
-/* The host gets at, and only at, shared pages, and their contents are right. */
-static void __check_host(gmem_data *self, int line)
-{
-	u64 i;
-
-	for (i = 0; i < NR_PAGES; i++) {
-		if (self->pages[i].private)
-			TEST_ASSERT(!host_can_read(page_hva(self, i)),
-				    "Line %d: host can read page %lu, which should be private",
-				    line, i);
-		else
-			__assert_shared(page_hva(self, i), self->pages[i].tag, i, line);
-	}
-}
-
-#define check_host(self)		__check_host(self, __LINE__)
-
-/* The guest gets at all pages, and their contents are right. */
-static void check_guest(gmem_data *self)
-{
-	struct guest_cmd cmd = {
-		.op = GUEST_CHECK,
-		.gva = TEST_GPA,
-		.nr = NR_PAGES,
-	};
-	u64 i;
-
-	for (i = 0; i < NR_PAGES; i++)
-		cmd.tags[i] = self->pages[i].tag;
-
-	guest_run(self->vcpu, &cmd);
-}
-
-static void __check_all(gmem_data *self, int line)
-{
-	__check_host(self, line);
-	check_guest(self);
-}
-
-#define check_all(self)			__check_all(self, __LINE__)
-
-/* All pages have contents, every other pair of pages is private. */
-static void make_mixed(gmem_data *self)
-{
-	u64 i;
-
-	for (i = 0; i < NR_PAGES; i++) {
-		host_fill(self, i, 1, 0x40 + i);
-		if (i & 2)
-			convert(self, i, 1, ATTR_PRIVATE);
-	}
-	check_all(self);
 }
 
 /*
@@ -1214,6 +565,33 @@ static void eio_in_child(void *data)
 	check_host(self);
 }
 
+/* What another process has, over a socket, is as good as the file itself. */
+static void eio_in_receiver(gmem_data *self)
+{
+	gmem_data copy = *self;
+	int socks[2], status;
+	pid_t pid;
+
+	TEST_ASSERT(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, socks),
+		    "socketpair() failed");
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork() failed");
+	if (!pid) {
+		kvm_close(copy.fd);
+		kvm_munmap(copy.mem, copy.size);
+		copy.fd = receive_fd(socks[1]);
+		copy.mem = mmap_gmem(copy.fd, copy.size);
+		eio_in_child(&copy);
+		_exit(KSFT_PASS);
+	}
+
+	send_fd(socks[0], self->fd);
+	kvm_close(socks[0]);
+	kvm_close(socks[1]);
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT_EQ(status, 0);
+}
+
 static int vfork_child_errno;
 
 static void convert_in_vfork_child(int fd, u64 offset, u64 size, u64 attributes)
@@ -1252,6 +630,7 @@ TEST_F(gmem, eio)
 
 	make_mixed(self);
 	run_in_child(eio_in_child, self);
+	eio_in_receiver(self);
 	check_all(self);
 
 	/* EIO beats EAGAIN. */
@@ -1265,6 +644,51 @@ TEST_F(gmem, eio)
 	for (i = 0; i < NR_PAGES; i++)
 		self->pages[i].private = true;
 	check_all(self);
+}
+
+/*
+ * A VM that KVM has given up on can't be changed anymore, not even by its owner.
+ * The host's mappings work as ever.
+ */
+TEST(eio_dead)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = PRIVATE_VM_TYPE,
+	};
+	struct kvm_vm *vm = __vm_create(shape, 1, 0);
+	u64 size = NR_PAGES * page_size, i;
+	struct kvm_memory_attributes2 attr;
+	struct kvm_vcpu *vcpu;
+	u8 *mem;
+	int fd;
+
+	vm_enable_gmem_attributes(vm);
+	vcpu = vm_vcpu_add(vm, 0, guest_code);
+	fd = vm_create_guest_memfd(vm, size, MMAP_SHARED);
+	mem = mmap_gmem(fd, size);
+	for (i = 0; i < NR_PAGES; i++)
+		fill_page((u64 *)(mem + i * page_size), 0x33, i, page_size);
+	TEST_ASSERT_EQ(try_convert(fd, 0, size / 2, ATTR_PRIVATE), 0);
+
+	arch_kill_vm(vcpu);
+	TEST_ASSERT(__vm_ioctl(vm, KVM_CHECK_EXTENSION, (void *)KVM_CAP_GUEST_MEMFD) &&
+		    errno == EIO, "The VM isn't dead, errno = %d", errno);
+
+	attr = good_arg(0, NR_PAGES, ATTR_PRIVATE);
+	__expect_error(fd, &attr, EIO, "to private");
+	attr = good_arg(0, NR_PAGES, ATTR_SHARED);
+	__expect_error(fd, &attr, EIO, "to shared");
+	attr = good_arg(0, 1, ATTR_PRIVATE);
+	__expect_error(fd, &attr, EIO, "already private");
+	expect_error_for_all(fd, size, EIO);
+
+	for (i = 0; i < NR_PAGES; i++) {
+		if (i < NR_PAGES / 2)
+			assert_private(mem + i * page_size);
+		else
+			assert_shared(mem + i * page_size, 0x33, i);
+	}
 }
 
 static void enotty_in_child(void *data)
@@ -2162,250 +1586,6 @@ TEST_F(gmem, no_host_access_ptrace)
 }
 
 /*
- * Promise 7: what holds the references is up to the caller.  References on
- * pages [first, first + nr) show up in all ranges that have such a page, and
- * only there.  References that somebody has to memory that's shared, and stays
- * shared, don't matter.
- */
-static void check_pinned(gmem_data *self, u64 first, u64 nr)
-{
-	u64 error_offset, start, end, bad;
-	int i;
-
-	for (start = 0; start < first + nr; start++) {
-		bad = max(start, first);
-
-		/* Up to and including the page, or way beyond. */
-		for (i = 0; i < 2; i++) {
-			end = i ? NR_PAGES : bad + 1;
-
-			TEST_ASSERT_EQ(__try_convert(self->fd, start * page_size,
-						     (end - start) * page_size,
-						     ATTR_PRIVATE, &error_offset),
-				       EAGAIN);
-			TEST_ASSERT_EQ(error_offset, bad * page_size);
-		}
-	}
-	check_all(self);
-
-	/* Just outside of the pinned range. */
-	if (first)
-		convert(self, 0, first, ATTR_PRIVATE);
-	if (first + nr < NR_PAGES)
-		convert(self, first + nr, NR_PAGES - first - nr, ATTR_PRIVATE);
-	check_all(self);
-
-	/* To-shared, a nop for the pinned pages. */
-	convert(self, first, nr, ATTR_SHARED);
-	convert(self, 0, NR_PAGES, ATTR_SHARED);
-	check_all(self);
-}
-
-static const struct {
-	u64 first;
-	u64 nr;
-} pinned_ranges[] = {
-	{ 0, 1 },
-	{ NR_PAGES / 2, 1 },
-	{ NR_PAGES - 1, 1 },
-	{ 0, 3 },
-	{ NR_PAGES / 2 - 1, 4 },
-	{ NR_PAGES - 3, 3 },
-	{ 0, NR_PAGES },
-};
-
-static void check_unpinned(gmem_data *self)
-{
-	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
-	check_all(self);
-	convert(self, 0, NR_PAGES, ATTR_SHARED);
-	check_all(self);
-}
-
-/* Promise 7: pages in a pipe. */
-TEST_F(gmem, pinned_by_vmsplice)
-{
-	u64 first, nr, j, error_offset;
-	struct pin pins[NR_PAGES];
-	int i;
-
-	host_fill(self, 0, NR_PAGES, 0x51);
-
-	for (i = 0; i < ARRAY_SIZE(pinned_ranges); i++) {
-		first = pinned_ranges[i].first;
-		nr = pinned_ranges[i].nr;
-
-		for (j = 0; j < nr; j++)
-			pin_page(&pins[j], page_hva(self, first + j));
-
-		check_pinned(self, first, nr);
-
-		for (j = 0; j < nr; j++)
-			unpin_page_and_check(&pins[j], 0x51, first + j);
-		check_unpinned(self);
-	}
-
-	/* References are reported in order of offset, not of age. */
-	pin_page(&pins[0], page_hva(self, 9));
-	pin_page(&pins[1], page_hva(self, 3));
-	for (i = 1; i >= 0; i--) {
-		TEST_ASSERT_EQ(__try_convert(self->fd, 0, self->size, ATTR_PRIVATE,
-					     &error_offset), EAGAIN);
-		TEST_ASSERT_EQ(error_offset, (i ? 3 : 9) * page_size);
-		check_all(self);
-		unpin_page(&pins[i]);
-	}
-	check_unpinned(self);
-
-	/* It takes all references to a page to be put. */
-	pin_page(&pins[0], page_hva(self, 5));
-	pin_page(&pins[1], page_hva(self, 5));
-	check_pinned(self, 5, 1);
-	unpin_page(&pins[0]);
-	check_pinned(self, 5, 1);
-	unpin_page(&pins[1]);
-	check_unpinned(self);
-}
-
-/* Promise 7: a reference that's held by another process. */
-static void pin_in_child(void *data)
-{
-	void **args = data;
-
-	pin_page(args[0], args[1]);
-}
-
-TEST_F(gmem, pinned_by_other_process)
-{
-	struct pin pin;
-	u64 *buf, i;
-	int fds[2];
-	void *args[] = { &pin, NULL };
-
-	host_fill(self, 0, NR_PAGES, 0x52);
-
-	/* The child's pipe dies with the child ... */
-	args[1] = page_hva(self, 7);
-	run_in_child(pin_in_child, args);
-	check_unpinned(self);
-
-	/* ... unless the pipe outlives it. */
-	TEST_ASSERT(!pipe(fds), "pipe() failed");
-	for (i = 0; i < 2; i++) {
-		struct iovec iov = {
-			.iov_base = page_hva(self, 7 + i),
-			.iov_len = page_size,
-		};
-		pid_t pid = fork();
-
-		TEST_ASSERT(pid >= 0, "fork() failed");
-		if (!pid)
-			_exit(vmsplice(fds[1], &iov, 1, 0) != page_size);
-		TEST_ASSERT_EQ(waitpid(pid, NULL, 0), pid);
-	}
-	check_pinned(self, 7, 2);
-
-	buf = malloc(page_size);
-	TEST_ASSERT(buf, "malloc() failed");
-	TEST_ASSERT_EQ(read(fds[0], buf, page_size), page_size);
-	TEST_ASSERT(check_page(buf, 0x52, 7, page_size) < 0, "Unexpected contents");
-	free(buf);
-	check_pinned(self, 8, 1);
-	kvm_close(fds[0]);
-	kvm_close(fds[1]);
-	check_unpinned(self);
-}
-
-/* Promise 7: pages pinned, short and long term, the way a driver does. */
-TEST_F(gmem, pinned_by_gup)
-{
-	struct pin_longterm_test args = {};
-	u64 first, nr;
-	int fd, i, flags, r;
-
-	fd = open("/sys/kernel/debug/gup_test", O_RDWR);
-	if (fd < 0)
-		SKIP(return, "Needs CONFIG_GUP_TEST, debugfs, and root");
-
-	host_fill(self, 0, NR_PAGES, 0x53);
-
-	for (flags = 0; flags < 4; flags++) {
-		for (i = 0; i < ARRAY_SIZE(pinned_ranges); i++) {
-			first = pinned_ranges[i].first;
-			nr = pinned_ranges[i].nr;
-
-			args.addr = (unsigned long)page_hva(self, first);
-			args.size = nr * page_size;
-			args.flags = flags;
-			r = ioctl(fd, PIN_LONGTERM_TEST_START, &args);
-			TEST_ASSERT(!r, KVM_IOCTL_ERROR(PIN_LONGTERM_TEST_START, r));
-
-			check_pinned(self, first, nr);
-
-			r = ioctl(fd, PIN_LONGTERM_TEST_STOP);
-			TEST_ASSERT(!r, KVM_IOCTL_ERROR(PIN_LONGTERM_TEST_STOP, r));
-			check_unpinned(self);
-		}
-	}
-
-	/* Private memory can't be pinned in the first place. */
-	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
-	args.addr = (unsigned long)self->mem;
-	args.size = page_size;
-	for (flags = 0; flags < 4; flags++) {
-		args.flags = flags;
-		r = ioctl(fd, PIN_LONGTERM_TEST_START, &args);
-		TEST_ASSERT(r == -1 && errno == EFAULT,
-			    "PIN_LONGTERM_TEST_START: r = %d, errno = %d", r, errno);
-	}
-	kvm_close(fd);
-}
-
-/* Promise 7: buffers registered with io_uring. */
-TEST_F(gmem, pinned_by_io_uring)
-{
-	struct io_uring_params params = {};
-	struct iovec iov;
-	u64 first, nr;
-	int fd, i, r;
-
-	if (access("/proc/sys/kernel/io_uring_disabled", F_OK))
-		SKIP(return, "Needs CONFIG_IO_URING");
-
-	fd = syscall(__NR_io_uring_setup, 1, &params);
-	if (fd < 0 && errno == EPERM)
-		SKIP(return, "io_uring is disabled");
-	TEST_ASSERT(fd >= 0, __KVM_SYSCALL_ERROR("io_uring_setup()", fd));
-
-	host_fill(self, 0, NR_PAGES, 0x54);
-
-	for (i = 0; i < ARRAY_SIZE(pinned_ranges); i++) {
-		first = pinned_ranges[i].first;
-		nr = pinned_ranges[i].nr;
-
-		iov.iov_base = page_hva(self, first);
-		iov.iov_len = nr * page_size;
-		r = syscall(__NR_io_uring_register, fd, IORING_REGISTER_BUFFERS, &iov, 1);
-		TEST_ASSERT(!r, __KVM_SYSCALL_ERROR("IORING_REGISTER_BUFFERS", r));
-
-		check_pinned(self, first, nr);
-
-		r = syscall(__NR_io_uring_register, fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
-		TEST_ASSERT(!r, __KVM_SYSCALL_ERROR("IORING_UNREGISTER_BUFFERS", r));
-		check_unpinned(self);
-	}
-
-	/* Private memory can't be registered. */
-	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
-	iov.iov_base = self->mem;
-	iov.iov_len = page_size;
-	r = syscall(__NR_io_uring_register, fd, IORING_REGISTER_BUFFERS, &iov, 1);
-	TEST_ASSERT(r == -1 && errno == EFAULT,
-		    "IORING_REGISTER_BUFFERS: r = %d, errno = %d", r, errno);
-	kvm_close(fd);
-}
-
-/*
  * Promise 8: if there's nothing to do, nothing is done: the host's PTEs are
  * still there, and so are the guest's mappings.
  */
@@ -2518,34 +1698,6 @@ TEST_F(gmem, mixed)
  * Promise 13: a page that was found to be broken is reported as such, to the host
  * by SIGBUS and to the guest's VMM by KVM_RUN, in either state, and nobody dies.
  */
-static int sigbus_code;
-
-static void sigbus_code_handler(int signum, siginfo_t *info, void *ucontext)
-{
-	sigbus_code = info->si_code;
-	siglongjmp(expect_sigbus_jmpbuf, 1);
-}
-
-/* Returns why the host can't read, or poison, the memory, or 0. */
-static int host_sigbus_code(u64 *mem, bool poison)
-{
-	struct sigaction sa_old, sa_new = {
-		.sa_sigaction = sigbus_code_handler,
-		.sa_flags = SA_SIGINFO,
-	};
-
-	sigbus_code = 0;
-	sigaction(SIGBUS, &sa_new, &sa_old);
-	if (!sigsetjmp(expect_sigbus_jmpbuf, 1)) {
-		if (poison)
-			kvm_madvise(mem, page_size, MADV_HWPOISON);
-		else
-			READ_ONCE(*mem);
-	}
-	sigaction(SIGBUS, &sa_old, NULL);
-	return sigbus_code;
-}
-
 static void guest_finds_poison(gmem_data *self, u64 page)
 {
 	struct guest_cmd cmd = {
@@ -2578,13 +1730,13 @@ TEST_F(gmem, poison)
 	guest_touch(self, 0, NR_PAGES);
 
 	/* Its contents are lost, and whoever maps the page learns it right away. */
-	TEST_ASSERT_EQ(host_sigbus_code(hva, true), BUS_MCEERR_AR);
+	TEST_ASSERT_EQ(host_access(hva, HOST_POISON), BUS_MCEERR_AR);
 
 	for (i = 0; i < 3; i++) {
-		TEST_ASSERT_EQ(host_sigbus_code(hva, false), BUS_MCEERR_AR);
+		TEST_ASSERT_EQ(host_access(hva, HOST_READ), BUS_MCEERR_AR);
 
 		convert(self, 0, NR_PAGES, ATTR_PRIVATE);
-		TEST_ASSERT_EQ(host_sigbus_code(hva, false), BUS_MCEERR_AR);
+		TEST_ASSERT_EQ(host_access(hva, HOST_READ), BUS_MCEERR_AR);
 		guest_finds_poison(self, bad);
 
 		convert(self, 0, NR_PAGES, ATTR_SHARED);
@@ -2602,6 +1754,62 @@ TEST_F(gmem, poison)
 	self->pages[bad].tag = 0;
 	guest_touch(self, bad, 1);
 	check_all(self);
+}
+
+static void write_file(const char *path, const char *val)
+{
+	int fd = open(path, O_WRONLY);
+
+	TEST_ASSERT(fd >= 0, "Failed to open %s", path);
+	TEST_ASSERT_EQ(write(fd, val, strlen(val)), strlen(val));
+	kvm_close(fd);
+}
+
+#define CORRUPT_PFN		"/sys/kernel/debug/hwpoison/corrupt-pfn"
+
+/* guest_memfd keeps bad pages, whereas memory_failure() wants to get rid of them. */
+static void poison_pfn(u64 pfn)
+{
+	int fd = open(CORRUPT_PFN, O_WRONLY);
+
+	TEST_ASSERT(fd >= 0, "Failed to open %s", CORRUPT_PFN);
+	TEST_ASSERT(dprintf(fd, "0x%lx", pfn) > 0 || errno == EBUSY,
+		    "Failed to poison 0x%lx, errno = %d", pfn, errno);
+	kvm_close(fd);
+}
+
+/*
+ * Promise 13: memory goes bad whoever it belongs to, and isn't good again just
+ * because it's someone else's.
+ */
+TEST_F(gmem, poison_private)
+{
+	const u64 bad = 5;
+	u64 *hva = (u64 *)page_hva(self, bad);
+	u64 pfn;
+
+	if (access(CORRUPT_PFN, F_OK) || geteuid())
+		SKIP(return, "Needs CONFIG_HWPOISON_INJECT and root");
+
+	host_fill(self, 0, NR_PAGES, 0x69);
+	guest_touch(self, 0, NR_PAGES);
+	pfn = host_pfn(hva);
+
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	guest_touch(self, 0, NR_PAGES);
+	poison_pfn(pfn);
+	guest_finds_poison(self, bad);
+	assert_private(hva);
+
+	/* Neighbors are fine, and the host gets to know, and only that. */
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	TEST_ASSERT_EQ(host_access(hva, HOST_READ), BUS_MCEERR_AR);
+	guest_finds_poison(self, bad);
+	assert_shared(page_hva(self, bad - 1), 0x69, bad - 1);
+	assert_shared(page_hva(self, bad + 1), 0x69, bad + 1);
+
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	guest_finds_poison(self, bad);
 }
 
 /* Promise 14: policies apply to memory in either state, no matter who wants it. */
@@ -2845,7 +2053,10 @@ TEST_F(gmem, slot_recreation)
 		assert_shared(page_hva(self, i), 0x22 + round, i);
 }
 
-/* Promise 10: the file works without its VM. */
+/*
+ * Promise 10: the file works without its VM.  The right to convert stays with who
+ * created it.
+ */
 TEST_F(gmem, vm_is_gone)
 {
 	u64 error_offset;
@@ -2856,6 +2067,9 @@ TEST_F(gmem, vm_is_gone)
 	kvm_vm_free(self->vm);
 	self->vm = NULL;
 	self->vcpu = NULL;
+	check_host(self);
+	run_in_child(eio_in_child, self);
+	eio_in_receiver(self);
 	check_host(self);
 
 	for (round = 0; round < 3; round++) {
@@ -3126,59 +2340,13 @@ TEST_F(gmem, random)
 }
 
 /*
- * Promise 1: running out of memory, at every single place where that's
- * possible.
- */
-/*
  * What can be seen from the outside
  */
-
-struct info {
-	unsigned long long size, flags, populated, private, ranges;
-	unsigned long long converted, refused;
-};
-
-static int read_field(const char *line, const char *name, unsigned long long *val)
-{
-	const size_t len = strlen(name);
-	char *end;
-
-	if (strncmp(line, name, len) || line[len] != ':' || line[len + 1] != '\t')
-		return 0;
-
-	*val = strtoull(line + len + 2, &end, 0);
-	TEST_ASSERT(*end == '\n', "Unexpected %s", line);
-	return 1;
-}
-
-static void read_info(int fd, struct info *info)
-{
-	char path[64], line[128];
-	int nr = 0;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
-	f = fopen(path, "r");
-	TEST_ASSERT(f, "Failed to open %s", path);
-
-	while (fgets(line, sizeof(line), f)) {
-		nr += read_field(line, "gmem-size", &info->size);
-		nr += read_field(line, "gmem-flags", &info->flags);
-		nr += read_field(line, "gmem-populated", &info->populated);
-		nr += read_field(line, "gmem-private", &info->private);
-		nr += read_field(line, "gmem-ranges", &info->ranges);
-		nr += read_field(line, "gmem-converted", &info->converted);
-		nr += read_field(line, "gmem-refused", &info->refused);
-	}
-	fclose(f);
-
-	TEST_ASSERT(nr == 7, "Found %d of 7 fields in %s", nr, path);
-}
 
 static void __check_info(gmem_data *self, u64 flags, u64 populated, u64 converted,
 			 u64 refused, int line)
 {
-	struct info info, expected = {
+	struct gmem_info info, expected = {
 		.size = self->size,
 		.flags = flags,
 		.populated = populated,
@@ -3193,7 +2361,7 @@ static void __check_info(gmem_data *self, u64 flags, u64 populated, u64 converte
 					 self->pages[i - 1].private;
 	}
 
-	read_info(self->fd, &info);
+	gmem_read_info(self->fd, &info);
 	TEST_ASSERT(!memcmp(&info, &expected, sizeof(info)),
 		    "Line %d: size %llu flags 0x%llx populated %llu private %llu ranges %llu converted %llu refused %llu, expected %llu 0x%llx %llu %llu %llu %llu %llu",
 		    line, info.size, info.flags, info.populated, info.private,
@@ -3244,15 +2412,6 @@ TEST_F(gmem, fdinfo)
 	check_info(self, 0, setup + 3, 1);
 	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
 	check_info(self, 0, setup + 4, 1);
-}
-
-static void write_file(const char *path, const char *val)
-{
-	int fd = open(path, O_WRONLY);
-
-	TEST_ASSERT(fd >= 0, "Failed to open %s", path);
-	TEST_ASSERT_EQ(write(fd, val, strlen(val)), strlen(val));
-	kvm_close(fd);
 }
 
 #define TRACE_INSTANCE	"/sys/kernel/tracing/instances/guest_memfd_test"
@@ -3315,12 +2474,10 @@ TEST_F(gmem, tracepoint)
 	TEST_ASSERT(!rmdir(TRACE_INSTANCE), "rmdir() failed");
 }
 
-static void write_debugfs(const char *path, const char *val)
-{
-	if (!access(path, F_OK))
-		write_file(path, val);
-}
-
+/*
+ * Promise 1: running out of memory, at every single place where that's
+ * possible.
+ */
 TEST_F(gmem, enomem)
 {
 	const struct {
@@ -3330,54 +2487,35 @@ TEST_F(gmem, enomem)
 	} conversions[] = {
 		{ 0, 1, ATTR_PRIVATE },
 		{ 0, NR_PAGES, ATTR_PRIVATE },
+		{ 0, NR_PAGES, ATTR_SHARED },
 		{ 5, 6, ATTR_SHARED },
 		{ 9, 1, ATTR_PRIVATE },
 	};
 	u64 i, j, error_offset;
 	int fd, nr_enomem = 0;
 
-	fd = open("/proc/thread-self/fail-nth", O_RDWR);
+	fd = fail_nth_open();
 	if (fd < 0)
-		SKIP(return, "Needs CONFIG_FAULT_INJECTION and CONFIG_FAILSLAB");
-
-	write_debugfs("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
-	write_debugfs("/sys/kernel/debug/failslab/verbose", "0");
-	write_debugfs("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
-	write_debugfs("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N");
-	write_debugfs("/sys/kernel/debug/fail_page_alloc/min-order", "0");
-	write_debugfs("/sys/kernel/debug/fail_page_alloc/verbose", "0");
-	write_debugfs("/sys/kernel/debug/fail_usercopy/verbose", "0");
+		SKIP(return, FAIL_NTH_NEEDS);
 
 	make_mixed(self);
 
 	for (i = 0; i < ARRAY_SIZE(conversions); i++) {
 		const u64 first = conversions[i].first;
 		const u64 nr = conversions[i].nr;
-		char buf[16];
 		int nth, r;
 
-		for (nth = 1; nth < 1000; nth++) {
+		for (nth = 1; nth < FAIL_NTH_MAX; nth++) {
 			struct kvm_memory_attributes2 attr =
 				good_arg(first, nr, conversions[i].attributes);
-			int len = snprintf(buf, sizeof(buf), "%d", nth);
+			bool injected;
 			int err;
 
-			TEST_ASSERT_EQ(pwrite(fd, buf, len, 0), len);
+			fail_nth_start(fd, nth);
 			r = ioctl(self->fd, KVM_SET_MEMORY_ATTRIBUTES2, &attr);
 			err = r ? errno : 0;
 			error_offset = attr.error_offset;
-
-			/*
-			 * A fault that wasn't due yet can strike here, too, as
-			 * copying to and from user space is subject to it.
-			 */
-			memset(buf, 0, sizeof(buf));
-			if (pread(fd, buf, sizeof(buf) - 1, 0) < 0) {
-				TEST_ASSERT_EQ(errno, EFAULT);
-				buf[0] = '1';
-			}
-			while (pwrite(fd, "0", 1, 0) != 1)
-				TEST_ASSERT_EQ(errno, EFAULT);
+			injected = fail_nth_stop(fd);
 
 			/* EFAULT is for copying the argument, in or out. */
 			TEST_ASSERT(!err || err == ENOMEM || err == EFAULT,
@@ -3398,14 +2536,14 @@ TEST_F(gmem, enomem)
 			check_all(self);
 
 			/* Done once no fault was left to be injected. */
-			if (atoi(buf))
+			if (!injected)
 				break;
 
 			/* Start over if KVM coped with failure. */
 			convert(self, 0, NR_PAGES, ATTR_SHARED);
 			make_mixed(self);
 		}
-		TEST_ASSERT(nth < 1000, "There's no end of failures");
+		TEST_ASSERT(nth < FAIL_NTH_MAX, "There's no end of failures");
 
 		convert(self, 0, NR_PAGES, ATTR_SHARED);
 		make_mixed(self);
@@ -3554,6 +2692,57 @@ TEST(huge_and_sparse)
 	gmem_set_shared(fd, (INT64_MAX & ~(page_size - 1)) - page_size, page_size);
 	kvm_close(fd);
 
+	kvm_vm_free(vm);
+}
+
+/* Pages with the same lower 32 bits of their indices have nothing in common. */
+TEST(huge_index)
+{
+	const u64 half = page_size << 32, size = 2 * half;
+	const u64 offsets[] = { 0, page_size, half - page_size, half,
+				half + page_size, size - page_size };
+	struct kvm_vm *vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	u8 *mem[ARRAY_SIZE(offsets)];
+	u64 error_offset;
+	struct pin pin;
+	int fd, i, j;
+
+	vm_enable_gmem_attributes(vm);
+	fd = vm_create_guest_memfd(vm, size, MMAP_SHARED);
+	for (i = 0; i < ARRAY_SIZE(offsets); i++) {
+		mem[i] = __kvm_mmap(page_size, PROT_READ | PROT_WRITE, MAP_SHARED,
+				    fd, offsets[i]);
+		fill_page((u64 *)mem[i], 0x92, i, page_size);
+	}
+
+	for (j = 0; j < ARRAY_SIZE(offsets); j++) {
+		gmem_set_private(fd, offsets[j], page_size);
+		for (i = 0; i < ARRAY_SIZE(offsets); i++) {
+			if (i == j)
+				assert_private(mem[i]);
+			else
+				assert_shared(mem[i], 0x92, i);
+		}
+		gmem_set_shared(fd, offsets[j], page_size);
+		assert_shared(mem[j], 0x92, j);
+
+		pin_page(&pin, mem[j]);
+		TEST_ASSERT_EQ(__try_convert(fd, 0, size, ATTR_PRIVATE,
+					     &error_offset), EAGAIN);
+		TEST_ASSERT_EQ(error_offset, offsets[j]);
+		unpin_page(&pin);
+	}
+
+	/* Across the boundary. */
+	gmem_set_private(fd, half - page_size, 2 * page_size);
+	for (i = 0; i < ARRAY_SIZE(offsets); i++) {
+		if (offsets[i] == half - page_size || offsets[i] == half)
+			assert_private(mem[i]);
+		else
+			assert_shared(mem[i], 0x92, i);
+	}
+
+	kvm_close(fd);
 	kvm_vm_free(vm);
 }
 
@@ -3744,63 +2933,10 @@ TEST_F_TIMEOUT(scattered, convert_back, 600)
 	close_scattered(self);
 }
 
-static pid_t main_pid;
-
-/*
- * Test cases end with _exit().  Whatever calls exit() in a test case, e.g. a
- * failed assertion, is a failure, even if the library thinks it's a reason to
- * skip, e.g. because errno happens to be EACCES.
- */
-static void fail_on_exit(void)
-{
-	if (getpid() == main_pid)
-		return;
-
-	fflush(NULL);
-	_exit(KSFT_FAIL);
-}
-
-/*
- * Snatch "-s seed" from the command line, the rest is for the harness.  The
- * library has picked, and printed, a seed already.
- */
-static void parse_seed(int *argc, char *argv[])
-{
-	char *end;
-	int i, j;
-
-	for (i = 1; i < *argc; i++) {
-		if (strcmp(argv[i], "-s"))
-			continue;
-
-		TEST_ASSERT(i + 1 < *argc, "-s needs a seed for random tests");
-		kvm_random_seed = strtoul(argv[i + 1], &end, 0);
-		TEST_ASSERT(!*end && end != argv[i + 1] &&
-			    kvm_random_seed % INT32_MAX,
-			    "Invalid seed '%s'", argv[i + 1]);
-
-		pr_info("Overriding random seed: 0x%x\n", kvm_random_seed);
-
-		for (j = i; j + 2 <= *argc; j++)
-			argv[j] = argv[j + 2];
-		*argc -= 2;
-		i--;
-	}
-}
-
 int main(int argc, char *argv[])
 {
 	page_size = getpagesize();
-	main_pid = getpid();
-
-	parse_seed(&argc, argv);
-
-	TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD));
-	TEST_REQUIRE(arch_has_private_vms());
-	__TEST_REQUIRE(has_vm_scoped() || kvm_has_gmem_attributes(),
-		       "KVM doesn't support attributes tracked in guest_memfd");
-
-	atexit(fail_on_exit);
+	gmem_test_init(&argc, argv);
 
 	return test_harness_run(argc, argv);
 }

@@ -27,8 +27,6 @@
 			 BIT(ARM_SMCCC_KVM_FUNC_MEM_SHARE) |	\
 			 BIT(ARM_SMCCC_KVM_FUNC_MEM_UNSHARE))
 
-#define INVALID_PARAMETER	-3L
-
 #define TEST_SLOT	10
 #define TEST_GPA	((gpa_t)SZ_4G)
 #define NR_PAGES	4
@@ -102,23 +100,11 @@ FIXTURE_TEARDOWN(mem_share)
 	kvm_vm_free(self->vm);
 }
 
-static void forward(struct kvm_vm *vm, u32 base, u32 nr_functions)
-{
-	struct kvm_smccc_filter filter = {
-		.base = base,
-		.nr_functions = nr_functions,
-		.action = KVM_SMCCC_FILTER_FWD_TO_USER,
-	};
-
-	kvm_device_attr_set(vm->fd, KVM_ARM_VM_SMCCC_CTRL,
-			    KVM_ARM_VM_SMCCC_FILTER, &filter);
-}
-
 /* Take over what guests need, and nothing else. */
 static void forward_calls(struct kvm_vm *vm)
 {
-	forward(vm, FEATURES, 1);
-	forward(vm, MEMINFO, 3);
+	set_smccc_filter(vm, FEATURES, 1, KVM_SMCCC_FILTER_FWD_TO_USER);
+	set_smccc_filter(vm, MEMINFO, 3, KVM_SMCCC_FILTER_FWD_TO_USER);
 }
 
 /* Convert the granule at @gpa, and say what the guest will be told. */
@@ -126,12 +112,12 @@ static long serve_convert(struct kvm_vm *vm, int fd, gpa_t gpa, u64 attributes)
 {
 	if (gpa % page_size || gpa < TEST_GPA ||
 	    gpa >= TEST_GPA + NR_PAGES * page_size)
-		return INVALID_PARAMETER;
+		return SMCCC_RET_INVALID_PARAMETER;
 
 	if (__gmem_set_memory_attributes(fd, gpa - TEST_GPA, page_size,
 					 attributes, NULL)) {
 		TEST_ASSERT_EQ(errno, EAGAIN);
-		return INVALID_PARAMETER;
+		return SMCCC_RET_INVALID_PARAMETER;
 	}
 
 	return SMCCC_RET_SUCCESS;
@@ -151,6 +137,7 @@ static void serve(struct kvm_vcpu *vcpu, int fd)
 		/* Whatever KVM has, KVM still serves. */
 		ret[0] = vcpu_get_reg(vcpu, KVM_REG_ARM_VENDOR_HYP_BMAP) |
 			 FEATURE_BITS;
+		ret[2] = vcpu_get_reg(vcpu, KVM_REG_ARM_VENDOR_HYP_BMAP_2);
 		break;
 	case MEMINFO:
 		ret[0] = page_size;
@@ -196,7 +183,7 @@ static int run(struct kvm_vcpu *vcpu, int fd, u64 expected_cmd, u64 stage)
 static void assert_private(u8 *mem)
 {
 	TEST_EXPECT_SIGBUS(READ_ONCE(*mem));
-	TEST_EXPECT_SIGBUS(WRITE_ONCE(*mem, 0xbad & 0xff));
+	TEST_EXPECT_SIGBUS(WRITE_ONCE(*mem, 0xbd));
 }
 
 static void guest_finds_nothing(void)
@@ -313,14 +300,14 @@ static void guest_is_refused(void)
 	const gpa_t end = TEST_GPA + NR_PAGES * page_size;
 
 	/* Not a granule, and not memory. */
-	GUEST_ASSERT_EQ(guest_call1(SHARE, TEST_GPA + 8), INVALID_PARAMETER);
-	GUEST_ASSERT_EQ(guest_call1(SHARE, end), INVALID_PARAMETER);
-	GUEST_ASSERT_EQ(guest_call1(UNSHARE, end), INVALID_PARAMETER);
-	GUEST_ASSERT_EQ(guest_call1(SHARE, -page_size), INVALID_PARAMETER);
+	GUEST_ASSERT_EQ(guest_call1(SHARE, TEST_GPA + 8), SMCCC_RET_INVALID_PARAMETER);
+	GUEST_ASSERT_EQ(guest_call1(SHARE, end), SMCCC_RET_INVALID_PARAMETER);
+	GUEST_ASSERT_EQ(guest_call1(UNSHARE, end), SMCCC_RET_INVALID_PARAMETER);
+	GUEST_ASSERT_EQ(guest_call1(SHARE, -page_size), SMCCC_RET_INVALID_PARAMETER);
 
 	GUEST_ASSERT_EQ(guest_call1(SHARE, TEST_GPA), SMCCC_RET_SUCCESS);
 	GUEST_SYNC(0);
-	GUEST_ASSERT_EQ(guest_call1(UNSHARE, TEST_GPA), INVALID_PARAMETER);
+	GUEST_ASSERT_EQ(guest_call1(UNSHARE, TEST_GPA), SMCCC_RET_INVALID_PARAMETER);
 	GUEST_SYNC(1);
 	GUEST_ASSERT_EQ(guest_call1(UNSHARE, TEST_GPA), SMCCC_RET_SUCCESS);
 	GUEST_DONE();
