@@ -6,7 +6,7 @@
 MAKEOVERRIDES =
 BUILD ?= build
 
-PHONY := help demo demo-linux check tree refresh series lint mutants docs headers shell
+PHONY := help demo demo-linux check tree refresh series lint mutants soak bench docs headers shell
 
 help:
 	@echo 'make demo     from nothing to a kernel that converts memory in front of you'
@@ -14,6 +14,8 @@ help:
 	@echo 'make check    all tests; last line "N passed, N failed, N skipped"'
 	@echo 'make lint     checkpatch, sparse, coccinelle, W=1, shellcheck'
 	@echo 'make mutants  break the kernel on purpose, and see the tests notice'
+	@echo 'make soak     race conversions against everything else, a million operations'
+	@echo 'make bench    what conversions cost, in instructions, compared with what is recorded'
 	@echo 'make tree     base + whole files + patches -> a git tree in build/tree'
 	@echo 'make refresh  commits of that tree -> patches/ and whole files'
 	@echo 'make series   the series as mails in build/series, checked with git am'
@@ -29,7 +31,7 @@ demo:
 	@scripts/demo
 
 demo-linux:
-	@scripts/demo-linux
+	@scripts/demo linux
 
 check:
 	@scripts/check
@@ -39,6 +41,12 @@ lint:
 
 mutants:
 	@scripts/mutants
+
+soak:
+	@scripts/soak
+
+bench:
+	@scripts/bench
 
 tree:
 	@scripts/tree

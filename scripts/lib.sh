@@ -108,6 +108,11 @@ static_program() {
 		-isystem "$BUILD/headers$SUFFIX/include" "${@:3}" -o "$1" "$2"
 }
 
+# static_sample FILE TREE: compile the sample of that name
+static_sample() {
+	static_program "$1" "$2/samples/kvm/${1##*/}.c" -Wextra
+}
+
 as_root() {
 	if [ "$(id -u)" = 0 ]; then
 		"$@"
