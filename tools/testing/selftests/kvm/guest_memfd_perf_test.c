@@ -938,8 +938,8 @@ static void bench_f(enum gmem_tracking tracking)
 }
 
 /*
- * (p) Which functions of the kernel does the time of question b go to?  Have it
- * sample where it is, which interrupts just those calls that are asked about.
+ * (p) Which functions of the kernel does the time of questions a and b go to?  Have
+ * it sample where it is, which interrupts just those calls that are asked about.
  */
 #define PROFILE_PERIOD	20000
 #define PROFILE_RING	SZ_1M
@@ -1117,12 +1117,29 @@ static u64 to_shared(struct bench *b, u64 offset, u64 size)
 	return convert(b, offset, size, false);
 }
 
+/* One call takes less than there is between two samples. */
+#define PROFILE_CALLS	20000
+
+static u64 there_and_back(struct bench *b, u64 offset, u64 size)
+{
+	u64 i, ns = 0;
+
+	for (i = 0; i < PROFILE_CALLS; i++)
+		ns += convert(b, offset, size, true) + convert(b, offset, size, false);
+	return ns;
+}
+
 static void bench_p(enum gmem_tracking tracking)
 {
 	struct profile p;
 	struct bench b;
 
 	create_profile(&p);
+
+	create_bench(&b, tracking, page_size, 0);
+	profile_call(&p, &b, there_and_back);
+	profile_report(&p, "empty", &b, "both");
+	destroy_bench(&b);
 
 	create_bench(&b, tracking, max_populated, max_populated);
 	host_access(&b, 0, b.size);
