@@ -5,6 +5,8 @@
  * of attributes, and so can tell if guest_memfd contradicts itself.
  */
 #include <linux/bug.h>
+#include <linux/debugfs.h>
+#include <linux/highmem.h>
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
 #include <linux/xarray.h>
@@ -37,7 +39,6 @@ void kvm_gmem_prove_make_private(struct kvm *kvm, kvm_pfn_t pfn,
 			  pfn, owner == kvm ? "this" : "another");
 	}
 }
-EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_prove_make_private);
 
 void kvm_gmem_prove_reclaim(kvm_pfn_t pfn, kvm_pfn_t nr_pages)
 {
@@ -55,10 +56,21 @@ void kvm_gmem_prove_host_access(kvm_pfn_t pfn)
 		  "pfn 0x%llx is a guest's, gets mapped in the host", pfn);
 }
 
-/* A guest is about to get access to the page. */
-void kvm_gmem_prove_guest_access(struct kvm *kvm, kvm_pfn_t pfn, bool is_private)
+/*
+ * A guest is about to get access to the page.
+ *
+ * With attributes that are tracked per VM, guests get memory that is shared according
+ * to those from a file of which all memory is private, and thus the guest's, if that
+ * file can be mapped.  That is how it is, and there's nothing that the host can reach.
+ */
+void kvm_gmem_prove_guest_access(struct kvm *kvm, const struct kvm_memory_slot *slot,
+				 kvm_pfn_t pfn, bool is_private)
 {
 	void *owner = kvm_gmem_owner(pfn);
+
+	if (!is_private && owner == kvm && !kvm_has_gmem_attributes(kvm) &&
+	    kvm_memslot_is_gmem_only(slot))
+		return;
 
 	WARN_ONCE(owner != (is_private ? kvm : NULL),
 		  "pfn 0x%llx is %s, gets mapped as %s", pfn,
@@ -66,7 +78,6 @@ void kvm_gmem_prove_guest_access(struct kvm *kvm, kvm_pfn_t pfn, bool is_private
 		  owner == kvm ? "this guest's" : "another guest's",
 		  is_private ? "private" : "shared");
 }
-EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_prove_guest_access);
 
 /* The page is about to be freed. */
 void kvm_gmem_prove_free(kvm_pfn_t pfn, kvm_pfn_t nr_pages)
@@ -76,4 +87,62 @@ void kvm_gmem_prove_free(kvm_pfn_t pfn, kvm_pfn_t nr_pages)
 	for (; pfn < end; pfn++)
 		WARN_ONCE(xa_erase(&kvm_gmem_owners, pfn),
 			  "pfn 0x%llx is a guest's, gets freed", pfn);
+}
+
+/* Like firmware, refuse what is the guest's already; unlike it, leave data as it is. */
+static int kvm_gmem_prove_post_populate(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
+					struct page *src, void *opaque)
+{
+	if (kvm_gmem_owner(pfn))
+		return -EINVAL;
+
+	if (src)
+		copy_highpage(pfn_to_page(pfn), src);
+
+	return 0;
+}
+
+/* Takes "GFN PAGES ADDRESS", where an address of 0 means without a source. */
+static ssize_t kvm_gmem_populate_write(struct file *file, const char __user *ubuf,
+				       size_t count, loff_t *ppos)
+{
+	struct kvm *kvm = file->private_data;
+	unsigned long src;
+	char buf[80] = {};
+	long npages, r;
+	u64 gfn;
+
+	if (count >= sizeof(buf))
+		return -EINVAL;
+	if (copy_from_user(buf, ubuf, count))
+		return -EFAULT;
+	if (sscanf(buf, "%lli %li %li", &gfn, &npages, &src) != 3)
+		return -EINVAL;
+	if (npages <= 0 || !PAGE_ALIGNED(src))
+		return -EINVAL;
+
+	if (kvm->mm != current->mm || kvm->vm_dead)
+		return -EIO;
+
+	guard(mutex)(&kvm->slots_lock);
+
+	r = kvm_gmem_populate(kvm, gfn, (void __user *)src, npages, false,
+			      kvm_gmem_prove_post_populate, NULL);
+	if (r < 0)
+		return r;
+
+	return r == npages ? count : -EAGAIN;
+}
+
+static const struct file_operations kvm_gmem_populate_fops = {
+	.owner	= THIS_MODULE,
+	.open	= simple_open,
+	.write	= kvm_gmem_populate_write,
+};
+
+/* Removed with the VM's directory, which waits for writers. */
+void kvm_gmem_prove_create_debugfs(struct kvm *kvm)
+{
+	debugfs_create_file("gmem_populate", 0200, kvm->debugfs_dentry, kvm,
+			    &kvm_gmem_populate_fops);
 }

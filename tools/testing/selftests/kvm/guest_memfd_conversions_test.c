@@ -1195,6 +1195,65 @@ TEST_F(gmem, zero_on_first_sight)
 	}
 }
 
+static int try_populate(gmem_data *self, u64 page, u64 nr, void *src)
+{
+	char path[64], cmd[80];
+	ssize_t len;
+	int fd, r;
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/gmem_populate",
+		 getpid(), self->vm->fd);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return ENOENT;
+
+	len = snprintf(cmd, sizeof(cmd), "%lu %lu %lu", page_gpa(page) / page_size, nr,
+		       (unsigned long)src);
+	r = write(fd, cmd, len) == len ? 0 : errno;
+	kvm_close(fd);
+	return r;
+}
+
+/*
+ * Promises 4 and 5, of a guest's initial contents: without a source, they are what is
+ * in the page already, or zero if there is nothing.  Only private memory can be
+ * populated, and only once.
+ */
+TEST_F(gmem, populate)
+{
+	u64 *src;
+
+	host_fill(self, 0, 2, 0x31);
+	if (try_populate(self, 0, 1, NULL) == ENOENT)
+		SKIP(return, "Needs CONFIG_KVM_PROVE_GMEM");
+
+	src = kvm_mmap(page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	fill_page(src, 0x32, 4, page_size);
+
+	TEST_ASSERT_EQ(try_populate(self, 0, 1, NULL), EINVAL);
+	TEST_ASSERT_EQ(try_populate(self, 0, 1, src), EINVAL);
+	check_all(self);
+
+	convert(self, 0, 2, ATTR_PRIVATE);
+	TEST_ASSERT_EQ(try_populate(self, 0, 2, NULL), 0);
+	TEST_ASSERT_EQ(try_populate(self, 0, 1, NULL), EINVAL);
+	TEST_ASSERT_EQ(try_populate(self, 0, 1, src), EINVAL);
+
+	punch_hole(self->fd, 2 * page_size, 2 * page_size);
+	dirty_free_memory(self);
+	convert(self, 2, 2, ATTR_PRIVATE);
+	TEST_ASSERT_EQ(try_populate(self, 2, 2, NULL), 0);
+
+	convert(self, 4, 1, ATTR_PRIVATE);
+	TEST_ASSERT_EQ(try_populate(self, 4, 1, src), 0);
+	self->pages[4].tag = 0x32;
+
+	check_all(self);
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	check_all(self);
+	kvm_munmap(src, page_size);
+}
+
 /*
  * Promise 6, and what goes for shared pages: access through the kernel works
  * if, and only if, direct access does.  Reads from and writes to @pid's @mem,
