@@ -794,6 +794,44 @@ TEST_F(gmem, both_trackings)
 }
 
 /*
+ * Promise 15: with VM-scoped tracking, a file that can be mapped, but isn't shared at
+ * first, has all of a memslot's memory, private or not, and the host none of it.
+ */
+TEST(vm_scoped_mmap)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 size;
+	u8 *mem;
+	int fd;
+
+	if (!is_vm_scoped_default())
+		SKIP(return, "All VMs track attributes in guest_memfd");
+
+	size = NR_PAGES * page_size;
+	vm = __create_vm(&vcpu, false);
+	fd = vm_create_guest_memfd(vm, size, MMAP_PRIVATE);
+	mem = mmap_gmem(fd, size);
+	vm_set_user_memory_region2(vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD, TEST_GPA, size,
+				   mem, fd, 0);
+
+	guest_do(vcpu, GUEST_FILL, TEST_GPA, 0, NR_PAGES, 0x51);
+	assert_private(mem);
+
+	vm_set_memory_attributes(vm, TEST_GPA, size, ATTR_PRIVATE);
+	guest_do(vcpu, GUEST_CHECK, TEST_GPA, 0, NR_PAGES, 0x51);
+	assert_private(mem);
+
+	vm_set_memory_attributes(vm, TEST_GPA, size, ATTR_SHARED);
+	guest_do(vcpu, GUEST_CHECK, TEST_GPA, 0, NR_PAGES, 0x51);
+	assert_private(mem);
+
+	kvm_munmap(mem, size);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+}
+
+/*
  * There's nothing to convert on a VM without private memory, not even to
  * shared.
  */

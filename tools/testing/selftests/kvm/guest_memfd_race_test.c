@@ -91,8 +91,11 @@
 #define MAX_WRITERS		16
 #define MAX_BACKENDS		4
 
-/* How many operations it takes for each of them to occur. */
+/* How many operations it takes for each of them to occur, as a rule. */
 #define MIN_OPS			5000
+
+/* How many times as many it may take, as an exception. */
+#define MAX_FACTOR		4
 
 static size_t page_size;
 
@@ -121,6 +124,7 @@ enum operation {
 	DONTNEED,
 	REMAP,
 	FORK,
+	COMPACT,
 	PIN,
 	POISON,
 	PASS,
@@ -153,6 +157,7 @@ static const char * const op_names[NR_OPS] = {
 	[DONTNEED]	= "dontneed",
 	[REMAP]		= "remap",
 	[FORK]		= "fork",
+	[COMPACT]	= "compact",
 	[PIN]		= "pin",
 	[POISON]	= "poison",
 	[PASS]		= "pass fd",
@@ -1311,7 +1316,7 @@ static enum outcome host_poison(struct worker *w, enum operation op)
 
 	/* Have some of them early, and some of them late. */
 	if (READ_ONCE(shared->nr_poisons) > MAX_POISONS * shared->ops / shared->nr_ops ||
-	    !try_lock(&p->lock))
+	    READ_ONCE(shared->nr_poisons) > MAX_POISONS || !try_lock(&p->lock))
 		return BUSY;
 
 	/* If need be, from where it isn't poisoned for good. */
@@ -1384,6 +1389,18 @@ static enum outcome host_file(struct worker *w, enum operation op)
 	return OK;
 }
 
+/* Compaction takes references to pages, if only to find out that they can't be moved. */
+static enum outcome host_compact(struct worker *w, enum operation op)
+{
+	int fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
+
+	TEST_ASSERT(fd >= 0, "Failed to open compact_memory, errno = %d (%s)", errno,
+		    strerror(errno));
+	TEST_ASSERT_EQ(write(fd, "1", 1), 1);
+	kvm_close(fd);
+	return OK;
+}
+
 static enum outcome host_pass(struct worker *w, enum operation op)
 {
 	u32 backend = pick(&w->rng, nr_backends);
@@ -1446,6 +1463,7 @@ static struct {
 	[DONTNEED]	= { host_dontneed, { 3, 3 }, .has_refs = true },
 	[REMAP]		= { host_remap, { 2, 2 }, .has_refs = true },
 	[FORK]		= { host_fork, { 1, 1 }, .has_refs = true },
+	[COMPACT]	= { host_compact, { 1, 0 } },
 	[PIN]		= { host_pin, { 3, 3 }, .has_refs = true },
 	[POISON]	= { host_poison, { 1, 0 }, .has_refs = true },
 	[PASS]		= { host_pass, { 2, 0 }, .has_refs = true },
@@ -1461,6 +1479,37 @@ static u32 op_weight(struct worker *w, enum operation op)
 		return 0;
 
 	return ops[op].weight[!w->is_vmm];
+}
+
+static bool is_used(enum operation op)
+{
+	struct worker vmm = { .is_vmm = true }, backend = {};
+
+	if (!ops[op].fn)
+		return nr_vcpus;
+
+	return op_weight(&vmm, op) || (nr_backends && op_weight(&backend, op));
+}
+
+/* Operations are picked at random: the rare ones may take more of them to occur. */
+static bool more_host_ops(void)
+{
+	u32 i;
+
+	if (more_ops())
+		return true;
+
+	if (READ_ONCE(shared->stop) ||
+	    READ_ONCE(shared->ops) > MAX_FACTOR * shared->nr_ops)
+		return false;
+
+	for (i = 0; i < NR_OPS; i++) {
+		if (is_used(i) && ops[i].fn &&
+		    (!READ_ONCE(shared->counts[i][OK]) ||
+		     (ops[i].must_fault && !READ_ONCE(shared->counts[i][FAULT]))))
+			return true;
+	}
+	return false;
 }
 
 static void init_worker(struct worker *w, u32 id, bool is_vmm)
@@ -1496,7 +1545,7 @@ static void do_ops(struct worker *w)
 	for (i = 0; i < NR_OPS; i++)
 		total += op_weight(w, i);
 
-	while (more_ops()) {
+	while (more_host_ops()) {
 		nr = pick(&w->rng, total);
 		for (i = 0; nr >= op_weight(w, i); i++)
 			nr -= op_weight(w, i);
@@ -1736,18 +1785,12 @@ static void print_counts(void)
 /* Nothing is tested by what does not happen. */
 static void check_counts(void)
 {
-	struct worker vmm = { .is_vmm = true }, backend = {};
 	u32 i;
 
 	for (i = 0; i < NR_OPS; i++) {
-		bool is_used = op_weight(&vmm, i) || (nr_backends && op_weight(&backend, i));
-
-		if (!ops[i].fn)
-			is_used = nr_vcpus;
-
-		TEST_ASSERT(!is_used || shared->counts[i][OK],
+		TEST_ASSERT(!is_used(i) || shared->counts[i][OK],
 			    "There was no successful operation \"%s\"", op_names[i]);
-		TEST_ASSERT(!is_used || !ops[i].must_fault || shared->counts[i][FAULT],
+		TEST_ASSERT(!is_used(i) || !ops[i].must_fault || shared->counts[i][FAULT],
 			    "There was no operation \"%s\" that hit private memory",
 			    op_names[i]);
 	}
@@ -1946,27 +1989,21 @@ static void fail_unless_done(void)
 	_exit(KSFT_FAIL);
 }
 
-static void find_out_what_works(void)
+static void require_what_races(void)
 {
-	int socks[2];
+#ifdef __x86_64__
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY));
+#else
+	ops[PREFAULT].weight[0] = 0;
+#endif
+	__TEST_REQUIRE(!madvise(NULL, 0, MADV_HWPOISON),
+		       "Memory can't be poisoned, that needs CONFIG_MEMORY_FAILURE");
+	__TEST_REQUIRE(!access("/proc/sys/vm/compact_memory", W_OK),
+		       "Memory can't be compacted, that needs CONFIG_COMPACTION");
 
-	if (!kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY)) {
-		ksft_print_msg("KVM can't pre-fault memory\n");
-		ops[PREFAULT].weight[0] = 0;
-	}
-
-	if (madvise(NULL, 0, MADV_HWPOISON)) {
-		ksft_print_msg("Memory can't be poisoned, that needs CONFIG_MEMORY_FAILURE\n");
-		ops[POISON].weight[0] = 0;
-	}
-
-	if (!nr_backends || socketpair(AF_UNIX, SOCK_STREAM, 0, socks)) {
-		ksft_print_msg("File descriptors can't be passed, that needs CONFIG_UNIX\n");
+	if (!nr_backends) {
 		ops[PASS].weight[0] = 0;
 		ops[RECEIVE].weight[1] = 0;
-	} else {
-		kvm_close(socks[0]);
-		kvm_close(socks[1]);
 	}
 }
 
@@ -2035,6 +2072,8 @@ int main(int argc, char *argv[])
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD));
 	TEST_REQUIRE(arch_has_private_vms());
 
+	require_what_races();
+
 	page_size = getpagesize();
 	vmm_pid = getpid();
 	atexit(fail_unless_done);
@@ -2042,7 +2081,6 @@ int main(int argc, char *argv[])
 
 	ksft_print_header();
 	ksft_set_plan(nr_tests);
-	find_out_what_works();
 	ksft_print_msg("Seed: 0x%x\n", kvm_random_seed);
 
 	for (i = 0; i < ARRAY_SIZE(tests); i++) {
