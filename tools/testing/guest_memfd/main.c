@@ -190,7 +190,7 @@ static void one_operation(void)
 
 	/* From here on nothing is needed, but the record stays small if there is. */
 	test_gfp = GFP_NOWAIT;
-	kmem_cache_set_non_kernel(maple_node_cache, plenty ? 1000 : 0);
+	kmem_cache_set_non_kernel(maple_node_cache, plenty ? 1000 : rnd(4));
 
 	if (!r && rnd(8)) {
 		kvm_gmem_attributes_commit(&change);
@@ -237,7 +237,7 @@ static void random_operations(unsigned long nr)
 		plenty = rnd(2);
 		for (i = 0; i < nr / nr_files; i++) {
 			one_operation();
-			if (!rnd(1000))
+			if (nr_pages <= 64 || !rnd(1000))
 				check_all();
 		}
 		check_all();
@@ -255,15 +255,17 @@ static void set(unsigned long first, unsigned long nr, u64 attributes)
 }
 
 /*
- * Every other page, in order, backwards, or at random, and what becomes of it:
- * closing the file, one conversion that covers all, or filling the gaps.
+ * Pages at a @distance, i.e. every other one, which makes for few entries, or so far
+ * apart that each is one, which makes for a tree of many levels.  In order, backwards,
+ * or at random, and what becomes of it: closing the file, one conversion that covers
+ * all, filling the gaps, or undoing it page by page.
  */
-static void tall(unsigned long nr, int order, int ending)
+static void tall(unsigned long nr, unsigned long distance, int order, int ending)
 {
 	unsigned long i, j, tmp, *pages = malloc(nr * sizeof(*pages));
 
 	for (i = 0; i < nr; i++)
-		pages[i] = 2 * (order == 1 ? nr - 1 - i : i) + 1;
+		pages[i] = distance * (order == 1 ? nr - i : i + 1) - 1;
 	for (i = nr - 1; order == 2 && i; i--) {
 		j = rnd(i + 1);
 		tmp = pages[i];
@@ -274,17 +276,22 @@ static void tall(unsigned long nr, int order, int ending)
 	begin(0, 0, 0);
 	for (i = 0; i < nr; i++)
 		set(pages[i], 1, PRIVATE);
-	check(nr_slots() <= nr / 16 + 2);
+	if (distance == 2) {
+		check(nr_slots() <= nr / 16 + 2);
+	} else {
+		check(nr_slots() == 2 * nr + 1);
+		check(mt_height(&attrs.tree) >= 4);
+	}
 	mt_validate(&attrs.tree);
 
 	switch (ending) {
 	case 1:
-		set(0, 2 * nr + 1, PRIVATE);
+		set(0, distance * nr, PRIVATE);
 		check(nr_slots() == 2);
 		break;
 	case 2:
 		for (i = 0; i < nr; i++)
-			set(pages[i] - 1, 1, PRIVATE);
+			set(pages[i] + 1 - distance, distance - 1, PRIVATE);
 		check(nr_slots() == 2);
 		break;
 	case 3:
@@ -327,8 +334,10 @@ int main(int argc, char *argv[])
 	printf("ok %lu random operations\n", nr);
 
 	for (order = 0; order < 3; order++) {
-		for (ending = 0; ending < 4; ending++)
-			tall(20000, order, ending);
+		for (ending = 0; ending < 4; ending++) {
+			tall(20000, 2, order, ending);
+			tall(20000, 64, order, ending);
+		}
 	}
 	printf("ok 20000 ranges, in any order, and back\n");
 	return 0;
