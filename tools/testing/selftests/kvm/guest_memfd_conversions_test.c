@@ -2651,8 +2651,13 @@ TEST_F(gmem, enomem)
 
 /*
  * Promise 17: the host faults in shared pages while they're being converted,
- * and never makes a conversion fail.
+ * and never makes a conversion fail.  A few hundred conversions are enough for the
+ * host to run into each of the states so many times.
  */
+#define NR_CONVERSIONS		500
+#define MAX_NR_CONVERSIONS	(20 * NR_CONVERSIONS)
+#define NR_TOUCHES		100
+
 struct toucher {
 	u8 *mem;
 	bool stop;
@@ -2700,8 +2705,12 @@ TEST_F(gmem, host_faults_are_waited_for)
 	kvm_pthread_create(&thread, NULL, touch_memory, &toucher);
 
 	/* Go on until the thread had its share of both. */
-	for (i = 0; i < 500 || READ_ONCE(toucher.nr_ok) < 100 ||
-	     READ_ONCE(toucher.nr_sigbus) < 100; i++) {
+	for (i = 0; i < NR_CONVERSIONS || READ_ONCE(toucher.nr_ok) < NR_TOUCHES ||
+	     READ_ONCE(toucher.nr_sigbus) < NR_TOUCHES; i++) {
+		TEST_ASSERT(i < MAX_NR_CONVERSIONS,
+			    "In %d conversions, the host saw shared memory %lu times, and private memory %lu times",
+			    i, READ_ONCE(toucher.nr_ok), READ_ONCE(toucher.nr_sigbus));
+
 		convert(self, i % 3, NR_PAGES - 4, ATTR_PRIVATE);
 		if (!(i % 16))
 			sched_yield();
@@ -2798,13 +2807,20 @@ TEST(huge_index)
 	const u64 half = page_size << 32, size = 2 * half;
 	const u64 offsets[] = { 0, page_size, half - page_size, half,
 				half + page_size, size - page_size };
-	struct kvm_vm *vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
-	u8 *mem[ARRAY_SIZE(offsets)];
+	/* Of offsets[], what to bind: across the boundary, at it, and the very last. */
+	const struct {
+		int first;
+		int nr;
+	} slots[] = {
+		{ 2, 3 }, { 3, 2 }, { 5, 1 },
+	};
+	u8 *mem[ARRAY_SIZE(offsets)], tags[ARRAY_SIZE(offsets)];
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = create_vm(&vcpu);
 	u64 error_offset;
 	struct pin pin;
 	int fd, i, j;
 
-	vm_enable_gmem_attributes(vm);
 	fd = vm_create_guest_memfd(vm, size, MMAP_SHARED);
 	for (i = 0; i < ARRAY_SIZE(offsets); i++) {
 		mem[i] = __kvm_mmap(page_size, PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -2830,13 +2846,46 @@ TEST(huge_index)
 		unpin_page(&pin);
 	}
 
+	/* The guest sees these pages, and no others, in either state. */
+	memset(tags, 0x92, sizeof(tags));
+	for (j = 0; j < ARRAY_SIZE(slots); j++) {
+		const int first = slots[j].first, nr = slots[j].nr;
+		const u64 offset = offsets[first], slot_size = nr * page_size;
+
+		vm_set_user_memory_region2(vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD, TEST_GPA,
+					   slot_size, NULL, fd, offset);
+		for (i = first; i < first + nr; i++)
+			guest_do(vcpu, GUEST_CHECK, page_gpa(i - first), i, 1, tags[i]);
+
+		gmem_set_private(fd, offset, slot_size);
+		for (i = 0; i < ARRAY_SIZE(offsets); i++) {
+			if (i >= first && i < first + nr)
+				assert_private(mem[i]);
+			else
+				assert_shared(mem[i], tags[i], i);
+		}
+		for (i = first; i < first + nr; i++) {
+			guest_do(vcpu, GUEST_CHECK, page_gpa(i - first), i, 1, tags[i]);
+			tags[i] = 0x93 + j;
+			guest_do(vcpu, GUEST_FILL, page_gpa(i - first), i, 1, tags[i]);
+		}
+
+		gmem_set_shared(fd, offset, slot_size);
+		guest_do(vcpu, GUEST_CHECK, TEST_GPA, first, nr, 0x93 + j);
+		for (i = 0; i < ARRAY_SIZE(offsets); i++)
+			assert_shared(mem[i], tags[i], i);
+
+		vm_set_user_memory_region2(vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD, TEST_GPA,
+					   0, NULL, -1, 0);
+	}
+
 	/* Across the boundary. */
 	gmem_set_private(fd, half - page_size, 2 * page_size);
 	for (i = 0; i < ARRAY_SIZE(offsets); i++) {
 		if (offsets[i] == half - page_size || offsets[i] == half)
 			assert_private(mem[i]);
 		else
-			assert_shared(mem[i], 0x92, i);
+			assert_shared(mem[i], tags[i], i);
 	}
 
 	kvm_close(fd);
@@ -2846,7 +2895,13 @@ TEST(huge_index)
 /*
  * Promise 16: the guest decides what's converted, and can make the record of
  * what's private as large, and as scattered, as it wants to.
+ *
+ * Pages that are so far apart don't share an entry of the record, i.e. each that's
+ * converted takes two slots, for itself and for what's in between: 4096 are too many
+ * for a tree of three levels with 16 slots per node.
  */
+#define SCATTERED_STRIDE	64
+
 FIXTURE(scattered) {
 	struct kvm_vm *vm;
 	int fd;
@@ -2892,7 +2947,7 @@ FIXTURE_SETUP(scattered)
 	vm_enable_gmem_attributes(self->vm);
 
 	/* Start, and end, with pages that aren't converted. */
-	self->size = (2ull * variant->nr + 1) * page_size;
+	self->size = (SCATTERED_STRIDE * (variant->nr - 1ull) + 3) * page_size;
 	self->private = malloc(self->size / page_size);
 	TEST_ASSERT(self->private, "malloc() failed");
 
@@ -2903,6 +2958,11 @@ FIXTURE_TEARDOWN(scattered)
 {
 	free(self->private);
 	kvm_vm_free(self->vm);
+}
+
+static u64 nth_scattered_page(u64 i)
+{
+	return SCATTERED_STRIDE * i + 1;
 }
 
 static void scatter(scattered_data *self, const scattered_variant *variant,
@@ -2928,7 +2988,7 @@ static void scatter(scattered_data *self, const scattered_variant *variant,
 	}
 
 	for (i = 0; i < variant->nr; i++) {
-		u64 page = 2 * order[i] + 1;
+		u64 page = nth_scattered_page(order[i]);
 
 		gmem_set_memory_attributes(self->fd, page * page_size, page_size,
 					   private ? ATTR_PRIVATE : ATTR_SHARED);
@@ -2937,11 +2997,21 @@ static void scatter(scattered_data *self, const scattered_variant *variant,
 	free(order);
 }
 
-/* Each look at a page that's shared allocates it, look at a few only. */
-static void check_scattered(scattered_data *self, struct kvm_random_state *rng)
+/* Each look at a page that's shared allocates it, look at a few only, and count. */
+static void check_scattered(scattered_data *self, const scattered_variant *variant,
+			    struct kvm_random_state *rng)
 {
-	u64 page, nr_pages = self->size / page_size;
+	u64 page, nr_pages = self->size / page_size, nr_private = 0, nr_ranges = 0;
+	struct gmem_info info;
 	int i;
+
+	for (page = 0; page < nr_pages; page++) {
+		nr_private += self->private[page];
+		nr_ranges += !page || self->private[page] != self->private[page - 1];
+	}
+	gmem_read_info(self->fd, &info);
+	TEST_ASSERT_EQ(info.private, nr_private);
+	TEST_ASSERT_EQ(info.ranges, nr_ranges);
 
 	for (i = 0; i < 400; i++) {
 		switch (i) {
@@ -2950,6 +3020,11 @@ static void check_scattered(scattered_data *self, struct kvm_random_state *rng)
 			break;
 		case 10 ... 19:
 			page = nr_pages - 1 - (i - 10);
+			break;
+		case 20 ... 319:
+			/* What was converted, or the page on either side of it. */
+			page = kvm_random_u32_in_range(rng, 0, variant->nr - 1);
+			page = nth_scattered_page(page) + i % 3 - 1;
 			break;
 		default:
 			page = kvm_random_u32_in_range(rng, 0, nr_pages - 1);
@@ -2981,7 +3056,7 @@ TEST_F_TIMEOUT(scattered, close, 600)
 	struct kvm_random_state rng = new_rng();
 
 	scatter(self, variant, &rng);
-	check_scattered(self, &rng);
+	check_scattered(self, variant, &rng);
 	close_scattered(self);
 }
 
@@ -3001,14 +3076,14 @@ TEST_F_TIMEOUT(scattered, convert_all, 600)
 	TEST_ASSERT_EQ(__try_convert(self->fd, 0, self->size, ATTR_PRIVATE,
 				     &error_offset), EAGAIN);
 	TEST_ASSERT_EQ(error_offset, last * page_size);
-	check_scattered(self, &rng);
+	check_scattered(self, variant, &rng);
 	unpin_page(&pin);
 
-	/* To what's already the state of every other page, or to the opposite. */
+	/* To what's already the state of most pages, or to the opposite. */
 	convert_all_scattered(self, variant->shuffle ? ATTR_PRIVATE : ATTR_SHARED);
-	check_scattered(self, &rng);
+	check_scattered(self, variant, &rng);
 	convert_all_scattered(self, variant->shuffle ? ATTR_SHARED : ATTR_PRIVATE);
-	check_scattered(self, &rng);
+	check_scattered(self, variant, &rng);
 	close_scattered(self);
 }
 
@@ -3017,16 +3092,17 @@ TEST_F_TIMEOUT(scattered, convert_back, 600)
 {
 	const bool private = variant->flags & GUEST_MEMFD_FLAG_INIT_SHARED;
 	struct kvm_random_state rng = new_rng();
-	u64 page;
+	u64 i, page;
 
 	scatter(self, variant, &rng);
 
-	for (page = 1; page < self->size / page_size; page += 2) {
+	for (i = 0; i < variant->nr; i++) {
+		page = nth_scattered_page(i);
 		gmem_set_memory_attributes(self->fd, page * page_size, page_size,
 					   private ? ATTR_SHARED : ATTR_PRIVATE);
 		self->private[page] = !private;
 	}
-	check_scattered(self, &rng);
+	check_scattered(self, variant, &rng);
 	close_scattered(self);
 }
 

@@ -510,43 +510,49 @@ TEST_F(memcg, size_of_file)
 }
 
 /*
- * Every other page is private, and all of that goes away in a variety of ways.
- * There are as many ways to go back to what once was as there are to get there.
+ * Many pages are private, and all of that goes away in a variety of ways.  There
+ * are as many ways to go back to what once was as there are to get there.
  */
-TEST_F(memcg, merge)
+static void test_merge(memcg_data *self, enum order order, u64 stride)
 {
+	const u64 nr_pages = NR_PAGES * stride;
 	struct command undo = {
 		.op = FRAGMENT,
 		.nr = NR_PAGES,
-		.stride = 2,
+		.stride = stride,
 	};
 	struct gmem_info info;
 	long base;
 
-	start_worker(self);
-	create_file(self, 2 * NR_PAGES);
+	create_file(self, nr_pages);
 	base = charged(self->cgroup);
 
 	/* At once, to either state. */
-	build_record(self, NR_PAGES, 2, variant->order);
-	info = convert_all(self, 2 * NR_PAGES, ATTR_SHARED);
+	build_record(self, NR_PAGES, stride, order);
+	if (stride == STRIDE)
+		check_charge(charged(self->cgroup) - base, NR_PAGES);
+	else
+		TEST_ASSERT(charged(self->cgroup) < base + slack,
+			    "%ld bytes are charged for neighbors",
+			    charged(self->cgroup) - base);
+	info = convert_all(self, nr_pages, ATTR_SHARED);
 	TEST_ASSERT_EQ(info.private, 0);
 	TEST_ASSERT_EQ(info.ranges, 1);
 	wait_for_memory(self->cgroup, base);
 	close_file(self);
 
-	create_file(self, 2 * NR_PAGES);
-	build_record(self, NR_PAGES, 2, variant->order);
-	info = convert_all(self, 2 * NR_PAGES, ATTR_PRIVATE);
-	TEST_ASSERT_EQ(info.private, 2 * NR_PAGES);
+	create_file(self, nr_pages);
+	build_record(self, NR_PAGES, stride, order);
+	info = convert_all(self, nr_pages, ATTR_PRIVATE);
+	TEST_ASSERT_EQ(info.private, nr_pages);
 	TEST_ASSERT_EQ(info.ranges, 1);
 	wait_for_memory(self->cgroup, base);
 	close_file(self);
 
 	/* One by one. */
 	for (undo.order = IN_ORDER; undo.order <= ALTERNATING; undo.order++) {
-		create_file(self, 2 * NR_PAGES);
-		build_record(self, NR_PAGES, 2, variant->order);
+		create_file(self, nr_pages);
+		build_record(self, NR_PAGES, stride, order);
 		info = do_command(self, &undo).info;
 		TEST_ASSERT_EQ(info.private, 0);
 		TEST_ASSERT_EQ(info.ranges, 1);
@@ -554,6 +560,20 @@ TEST_F(memcg, merge)
 		wait_for_memory(self->cgroup, base);
 		close_file(self);
 	}
+}
+
+/* Pages that are far apart take memory, which returns. */
+TEST_F(memcg, merge)
+{
+	start_worker(self);
+	test_merge(self, variant->order, STRIDE);
+}
+
+/* Every other page takes next to none, as they are recorded together. */
+TEST_F(memcg, merge_neighbors)
+{
+	start_worker(self);
+	test_merge(self, variant->order, 2);
 }
 
 /* Returns the number of bytes that can be charged. */

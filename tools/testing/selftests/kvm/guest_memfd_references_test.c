@@ -61,6 +61,7 @@
  */
 struct ref {
 	const struct ref_kind *kind;
+	int gmem_fd;
 	u8 *mem;
 	u64 first;
 	u64 nr;
@@ -162,10 +163,11 @@ static void ref_put(struct ref *ref, gmem_data *self)
 	}
 }
 
-static bool ref_open(struct ref *ref, const struct ref_kind *kind)
+static bool ref_open(struct ref *ref, gmem_data *self, const struct ref_kind *kind)
 {
 	memset(ref, 0, sizeof(*ref));
 	ref->kind = kind;
+	ref->gmem_fd = self->fd;
 	ref->buf = kvm_mmap(NR_PAGES * page_size, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS, -1);
 
@@ -253,7 +255,7 @@ static bool check_references(gmem_data *self, const struct ref_kind *kind)
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(refs); i++) {
-		if (!ref_open(&refs[i], kind))
+		if (!ref_open(&refs[i], self, kind))
 			return false;
 	}
 
@@ -406,7 +408,7 @@ TEST_F(gmem, splice_to_socket)
 }
 
 /*
- * Pages pinned, short and long term, the way a driver does.
+ * Pages pinned for the long term, the way a driver does.
  */
 
 static bool gup_open(struct ref *ref)
@@ -460,52 +462,235 @@ TEST_F(gmem, gup)
 }
 
 /*
- * Buffers registered with io_uring.
+ * io_uring, with one request at a time.
  */
+struct uring {
+	int fd;
+	struct io_uring_params params;
+	size_t rings_size;
+	u8 *rings;
+	struct io_uring_sqe *sqes;
+};
 
-static bool io_uring_open(struct ref *ref)
+/* Returns NULL if the kernel doesn't do that. */
+static struct uring *uring_open(void)
 {
-	struct io_uring_params params = {};
+	struct uring *ring = calloc(1, sizeof(*ring));
+	struct io_uring_params *p;
 
-	ref->fds[0] = syscall(__NR_io_uring_setup, 1, &params);
-	return ref->fds[0] >= 0;
+	TEST_ASSERT(ring, "calloc() failed");
+	p = &ring->params;
+	ring->fd = syscall(__NR_io_uring_setup, 1, p);
+	if (ring->fd < 0) {
+		free(ring);
+		return NULL;
+	}
+
+	TEST_ASSERT(p->features & IORING_FEAT_SINGLE_MMAP, "There is more than one ring");
+	TEST_ASSERT_EQ(p->sq_entries, 1);
+	ring->rings_size = max(p->sq_off.array + p->sq_entries * sizeof(u32),
+			       p->cq_off.cqes +
+			       p->cq_entries * sizeof(struct io_uring_cqe));
+	ring->rings = kvm_mmap(ring->rings_size, PROT_READ | PROT_WRITE, MAP_SHARED,
+			       ring->fd);
+	ring->sqes = __kvm_mmap(sizeof(*ring->sqes), PROT_READ | PROT_WRITE, MAP_SHARED,
+				ring->fd, IORING_OFF_SQES);
+	return ring;
 }
 
-static void io_uring_close(struct ref *ref)
+static void uring_close(struct uring *ring)
 {
-	kvm_close(ref->fds[0]);
+	kvm_munmap(ring->sqes, sizeof(*ring->sqes));
+	kvm_munmap(ring->rings, ring->rings_size);
+	kvm_close(ring->fd);
+	free(ring);
 }
 
-static int io_uring_get(struct ref *ref)
+/* Request I/O on a file that has no position. */
+static void uring_submit(struct uring *ring, u8 op, u8 flags, int fd, void *mem,
+			 size_t len)
 {
+	u32 *tail = (u32 *)(ring->rings + ring->params.sq_off.tail);
+
+	*ring->sqes = (struct io_uring_sqe) {
+		.opcode = op,
+		.flags = flags,
+		.fd = fd,
+		.off = -1ull,
+		.addr = (unsigned long)mem,
+		.len = len,
+	};
+	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
+	TEST_ASSERT_EQ(syscall(__NR_io_uring_enter, ring->fd, 1, 0, 0, NULL, 0), 1);
+}
+
+/* Returns what comes of the request: the number of bytes, or a negative errno. */
+static int uring_wait(struct uring *ring)
+{
+	struct io_uring_cqe *cqes = (void *)(ring->rings + ring->params.cq_off.cqes);
+	u32 *head = (u32 *)(ring->rings + ring->params.cq_off.head);
+	u32 *tail = (u32 *)(ring->rings + ring->params.cq_off.tail);
+	int r;
+
+	while (__atomic_load_n(tail, __ATOMIC_ACQUIRE) == *head) {
+		r = syscall(__NR_io_uring_enter, ring->fd, 0, 1, IORING_ENTER_GETEVENTS,
+			    NULL, 0);
+		TEST_ASSERT(!r, __KVM_SYSCALL_ERROR("io_uring_enter()", r));
+	}
+
+	r = cqes[*head % ring->params.cq_entries].res;
+	__atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
+	return r;
+}
+
+static int uring_do(struct uring *ring, u8 op, u8 flags, int fd, void *mem, size_t len)
+{
+	uring_submit(ring, op, flags, fd, mem, len);
+	return uring_wait(ring);
+}
+
+/*
+ * Buffers registered with io_uring, whose contents go to, or come from, a pipe.
+ */
+static bool buffers_open(struct ref *ref)
+{
+	struct uring *ring = uring_open();
+
+	ref->local = (void *)ring;
+	return ring && pipe_open(ref);
+}
+
+static void buffers_close(struct ref *ref)
+{
+	pipe_close(ref);
+	uring_close((void *)ref->local);
+}
+
+static int buffers_get(struct ref *ref)
+{
+	struct uring *ring = (void *)ref->local;
 	struct iovec iov = {
 		.iov_base = ref->mem,
 		.iov_len = ref_size(ref),
 	};
 
-	return syscall(__NR_io_uring_register, ref->fds[0],
-		       IORING_REGISTER_BUFFERS, &iov, 1) ? errno : 0;
+	return syscall(__NR_io_uring_register, ring->fd, IORING_REGISTER_BUFFERS,
+		       &iov, 1) ? errno : 0;
 }
 
-static void io_uring_put(struct ref *ref)
+static void buffers_put(struct ref *ref)
 {
-	int r = syscall(__NR_io_uring_register, ref->fds[0],
-			IORING_UNREGISTER_BUFFERS, NULL, 0);
+	struct uring *ring = (void *)ref->local;
+	int len = ref_size(ref);
+	int r;
 
+	if (ref->kind->writes) {
+		TEST_ASSERT_EQ(write(ref->fds[1], ref->buf, len), len);
+		TEST_ASSERT_EQ(uring_do(ring, IORING_OP_READ_FIXED, 0, ref->fds[0],
+					ref->mem, len), len);
+	} else {
+		TEST_ASSERT_EQ(uring_do(ring, IORING_OP_WRITE_FIXED, 0, ref->fds[1],
+					ref->mem, len), len);
+		TEST_ASSERT_EQ(read(ref->fds[0], ref->buf, len), len);
+	}
+
+	r = syscall(__NR_io_uring_register, ring->fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
 	TEST_ASSERT(!r, __KVM_SYSCALL_ERROR("IORING_UNREGISTER_BUFFERS", r));
 }
 
-static const struct ref_kind in_io_uring = {
-	.open = io_uring_open,
-	.close = io_uring_close,
-	.get = io_uring_get,
-	.put = io_uring_put,
-};
-
 TEST_F(gmem, io_uring_buffers)
 {
-	if (!check_references(self, &in_io_uring))
+	struct ref_kind kind = {
+		.open = buffers_open,
+		.close = buffers_close,
+		.get = buffers_get,
+		.put = buffers_put,
+	};
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		kind.reads = !i;
+		kind.writes = i;
+		if (!check_references(self, &kind))
+			SKIP(return, "Needs CONFIG_IO_URING, and io_uring not to be disabled");
+	}
+}
+
+#define URING_PAGE	7
+
+static void check_io_uring(gmem_data *self, struct uring *ring, u8 flags)
+{
+	void *mem = page_hva(self, URING_PAGE);
+	u64 *buf = malloc(page_size);
+	const int len = page_size;
+	int fds[2];
+
+	TEST_ASSERT(buf, "malloc() failed");
+	TEST_ASSERT(!pipe(fds), "pipe() failed");
+	host_fill(self, 0, NR_PAGES, OLD_TAG);
+
+	/* Shared memory is read, and written. */
+	TEST_ASSERT_EQ(uring_do(ring, IORING_OP_WRITE, flags, fds[1], mem, len), len);
+	TEST_ASSERT_EQ(read(fds[0], buf, len), len);
+	TEST_ASSERT(check_page(buf, OLD_TAG, URING_PAGE, len) < 0,
+		    "IORING_OP_WRITE wrote unexpected contents");
+
+	fill_page(buf, NEW_TAG, URING_PAGE, len);
+	TEST_ASSERT_EQ(write(fds[1], buf, len), len);
+	TEST_ASSERT_EQ(uring_do(ring, IORING_OP_READ, flags, fds[0], mem, len), len);
+	self->pages[URING_PAGE].tag = NEW_TAG;
+	check_all(self);
+
+	/* There's nothing to be read yet, and no reference that would be in the way. */
+	uring_submit(ring, IORING_OP_READ, flags, fds[0], mem, len);
+	convert(self, URING_PAGE, 1, ATTR_PRIVATE);
+	guest_fill(self, URING_PAGE, 1, OLD_TAG + 1);
+
+	/* Private memory isn't written, what has been read is for somebody else ... */
+	TEST_ASSERT_EQ(write(fds[1], buf, len), len);
+	TEST_ASSERT_EQ(uring_wait(ring), -EFAULT);
+	check_all(self);
+	TEST_ASSERT_EQ(uring_do(ring, IORING_OP_READ, flags, fds[0], mem, len), -EFAULT);
+	check_all(self);
+
+	memset(buf, 0, len);
+	TEST_ASSERT_EQ(read(fds[0], buf, len), len);
+	TEST_ASSERT(check_page(buf, NEW_TAG, URING_PAGE, len) < 0,
+		    "IORING_OP_READ consumed what it couldn't deliver");
+
+	/* ... nor is it read. */
+	TEST_ASSERT_EQ(uring_do(ring, IORING_OP_WRITE, flags, fds[1], mem, len), -EFAULT);
+	TEST_ASSERT(!fcntl(fds[0], F_SETFL, O_NONBLOCK), "F_SETFL failed");
+	TEST_ASSERT(read(fds[0], buf, len) == -1 && errno == EAGAIN,
+		    "IORING_OP_WRITE wrote private memory, errno = %d", errno);
+	check_all(self);
+
+	convert(self, URING_PAGE, 1, ATTR_SHARED);
+	TEST_ASSERT_EQ(uring_do(ring, IORING_OP_WRITE, flags, fds[1], mem, len), len);
+	TEST_ASSERT_EQ(read(fds[0], buf, len), len);
+	TEST_ASSERT(check_page(buf, OLD_TAG + 1, URING_PAGE, len) < 0,
+		    "IORING_OP_WRITE wrote unexpected contents");
+	check_unpinned(self);
+
+	kvm_close(fds[0]);
+	kvm_close(fds[1]);
+	free(buf);
+}
+
+/*
+ * Promise 6: whoever does the I/O, which is the caller or, for requests that must
+ * not be in its way, a thread of the kernel.
+ */
+TEST_F(gmem, io_uring)
+{
+	struct uring *ring = uring_open();
+
+	if (!ring)
 		SKIP(return, "Needs CONFIG_IO_URING, and io_uring not to be disabled");
+
+	check_io_uring(self, ring, 0);
+	check_io_uring(self, ring, IOSQE_ASYNC);
+	uring_close(ring);
 }
 
 /*
@@ -704,38 +889,61 @@ TEST_F(gmem, direct_write)
 }
 
 /*
- * process_vm_readv() and process_vm_writev() in flight: the other end is memory
- * that isn't there until the test says so.
+ * Memory that isn't there until the test says so, for those to wait for who have got
+ * references to other memory by then.
  */
-#define PVM_UFFD	0
+#define UFFD	0
 
-static bool pvm_open(struct ref *ref)
+static bool uffd_open(struct ref *ref, u8 *mem, size_t size)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register reg = {
-		.range.len = NR_PAGES * page_size,
+		.range.start = (unsigned long)mem,
+		.range.len = size,
 		.mode = UFFDIO_REGISTER_MODE_MISSING,
 	};
 
-	ref->fds[PVM_UFFD] = syscall(__NR_userfaultfd, O_NONBLOCK);
-	if (ref->fds[PVM_UFFD] < 0)
+	ref->fds[UFFD] = syscall(__NR_userfaultfd, O_NONBLOCK);
+	if (ref->fds[UFFD] < 0)
 		return false;
 
-	TEST_ASSERT(!ioctl(ref->fds[PVM_UFFD], UFFDIO_API, &api), "UFFDIO_API failed");
-
-	ref->local = kvm_mmap(NR_PAGES * page_size, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	reg.range.start = (unsigned long)ref->local;
-	TEST_ASSERT(!ioctl(ref->fds[PVM_UFFD], UFFDIO_REGISTER, &reg),
+	TEST_ASSERT(!ioctl(ref->fds[UFFD], UFFDIO_API, &api), "UFFDIO_API failed");
+	TEST_ASSERT(!ioctl(ref->fds[UFFD], UFFDIO_REGISTER, &reg),
 		    "UFFDIO_REGISTER failed");
 
-	ref->busy_fd = ref->fds[PVM_UFFD];
+	ref->busy_fd = ref->fds[UFFD];
 	return true;
+}
+
+/* What's waited for is at @mem, and has the contents of @buf. */
+static void uffd_finish(struct ref *ref, u8 *mem, u8 *buf, size_t size)
+{
+	struct uffdio_copy copy = {
+		.dst = (unsigned long)mem,
+		.src = (unsigned long)buf,
+		.len = size,
+	};
+	struct uffd_msg msg;
+
+	TEST_ASSERT_EQ(read(ref->fds[UFFD], &msg, sizeof(msg)), sizeof(msg));
+	TEST_ASSERT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+	TEST_ASSERT_EQ(msg.arg.pagefault.address & ~(page_size - 1), copy.dst);
+	TEST_ASSERT(!ioctl(ref->fds[UFFD], UFFDIO_COPY, &copy), "UFFDIO_COPY failed");
+}
+
+/*
+ * process_vm_readv() and process_vm_writev() in flight: the other end isn't there.
+ */
+static bool pvm_open(struct ref *ref)
+{
+	ref->local = kvm_mmap(NR_PAGES * page_size, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	return uffd_open(ref, ref->local, NR_PAGES * page_size);
 }
 
 static void pvm_close(struct ref *ref)
 {
-	kvm_close(ref->fds[PVM_UFFD]);
+	kvm_close(ref->fds[UFFD]);
 	kvm_munmap(ref->local, NR_PAGES * page_size);
 }
 
@@ -759,17 +967,7 @@ static int pvm_get(struct ref *ref)
 
 static void pvm_finish(struct ref *ref)
 {
-	struct uffdio_copy copy = {
-		.dst = (unsigned long)ref->local,
-		.src = (unsigned long)ref->buf,
-		.len = ref_size(ref),
-	};
-	struct uffd_msg msg;
-
-	TEST_ASSERT_EQ(read(ref->fds[PVM_UFFD], &msg, sizeof(msg)), sizeof(msg));
-	TEST_ASSERT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
-	TEST_ASSERT_EQ(msg.arg.pagefault.address & ~(page_size - 1), copy.dst);
-	TEST_ASSERT(!ioctl(ref->fds[PVM_UFFD], UFFDIO_COPY, &copy), "UFFDIO_COPY failed");
+	uffd_finish(ref, ref->local, ref->buf, ref_size(ref));
 }
 
 static void pvm_put(struct ref *ref)
@@ -806,6 +1004,83 @@ TEST_F(gmem, process_vm_writev)
 {
 	if (!check_references(self, &in_process_vm_writev))
 		SKIP(return, "Needs CONFIG_USERFAULTFD, and root");
+}
+
+/*
+ * Pages pinned, or merely got, for the short term: one call gets all of its pages,
+ * the last of which isn't there.
+ */
+#define GUP_TEST	1
+
+static bool gup_short_open(struct ref *ref)
+{
+	ref->fds[GUP_TEST] = open("/sys/kernel/debug/gup_test", O_RDWR);
+	if (ref->fds[GUP_TEST] < 0)
+		return false;
+
+	ref->local = kvm_mmap((NR_PAGES + 1) * page_size, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	return uffd_open(ref, ref->local + NR_PAGES * page_size, page_size);
+}
+
+static void gup_short_close(struct ref *ref)
+{
+	kvm_close(ref->fds[UFFD]);
+	kvm_close(ref->fds[GUP_TEST]);
+	kvm_munmap(ref->local, (NR_PAGES + 1) * page_size);
+}
+
+static int gup_short_get(struct ref *ref)
+{
+	u8 *mem = ref->local + NR_PAGES * page_size - ref_size(ref);
+	struct gup_test args = {
+		.addr = (unsigned long)mem,
+		.size = ref_size(ref) + page_size,
+		.nr_pages_per_call = ref->nr + 1,
+	};
+	unsigned long cmd = ref->kind->arg ? PIN_FAST_BENCHMARK : GUP_FAST_BENCHMARK;
+	int r;
+
+	/* Have the memory next to what isn't there, and in page tables if possible. */
+	TEST_ASSERT(mmap(mem, ref_size(ref), PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_FIXED | MAP_POPULATE, ref->gmem_fd,
+			 ref->first * page_size) == mem, "mmap() failed");
+
+	r = ioctl(ref->fds[GUP_TEST], cmd, &args);
+	TEST_ASSERT(!r, KVM_IOCTL_ERROR(cmd, r));
+
+	/* It doesn't tell why it didn't get any. */
+	if (!args.size)
+		return EFAULT;
+
+	TEST_ASSERT_EQ(args.size, ref_size(ref) + page_size);
+	return 0;
+}
+
+static void gup_short_finish(struct ref *ref)
+{
+	uffd_finish(ref, ref->local + NR_PAGES * page_size, ref->buf, page_size);
+}
+
+static void gup_short_put(struct ref *ref)
+{
+	kvm_madvise(ref->local + NR_PAGES * page_size, page_size, MADV_DONTNEED);
+}
+
+TEST_F(gmem, gup_short)
+{
+	struct ref_kind kind = {
+		.open = gup_short_open,
+		.close = gup_short_close,
+		.get = gup_short_get,
+		.finish = gup_short_finish,
+		.put = gup_short_put,
+	};
+
+	for (kind.arg = 0; kind.arg < 2; kind.arg++) {
+		if (!check_references(self, &kind))
+			SKIP(return, "Needs CONFIG_GUP_TEST, CONFIG_USERFAULTFD, debugfs, and root");
+	}
 }
 
 /* Promise 7: a reference that's held by another process. */
