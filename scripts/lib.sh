@@ -154,8 +154,9 @@ need_packages() {
 	done
 	[ ${#missing[@]} != 0 ] || return 0
 	[ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
-		die "missing $why: as root, run apt-get install ${missing[*]}"
+		die "${missing[*]} missing, needed $why: as root, run apt-get install ${missing[*]}"
 	mkdir -p "$BUILD"
 	long "installing ${missing[*]}, $why" apt_how_far apt_install "${missing[@]}" ||
-		die "cannot install ${missing[*]}, $why: see $BUILD/apt.log"
+		die "cannot install ${missing[*]}, $why: $(grep -m1 -E '^(E:|sudo:)' \
+			"$BUILD/apt.log" || echo "see $BUILD/apt.log")"
 }

@@ -384,12 +384,31 @@ TEST_F(gmem, efault_write)
 		good_arg(4, 8, ATTR_PRIVATE),
 		good_arg(4, 8, ATTR_SHARED),
 	};
+	struct kvm_memory_attributes2 bad;
 	u8 *scratch = map_scratch();
+	int i, nr, r, pinned;
+	const char *what;
 	struct pin pin;
-	int i, r, pinned;
 	void *p;
 
 	make_mixed(self);
+
+	/* Whatever else may be wrong with it. */
+	for (nr = 0; ; nr++) {
+		bad = attr[0];
+		if (!break_arg(&bad, nr, self->size, &what))
+			break;
+
+		memcpy(scratch, &bad, sizeof(bad));
+		TEST_ASSERT(!mprotect(scratch, page_size, PROT_READ), "mprotect() failed");
+		r = ioctl(self->fd, KVM_SET_MEMORY_ATTRIBUTES2, scratch);
+		TEST_ASSERT(r == -1 && errno == EFAULT,
+			    "Read-only argument, %s: r = %d, errno = %d", what, r, errno);
+		TEST_ASSERT(!mprotect(scratch, page_size, PROT_READ | PROT_WRITE),
+			    "mprotect() failed");
+	}
+	TEST_ASSERT(nr > 0, "There's nothing wrong with the argument");
+	check_host(self);
 
 	for (pinned = 0; pinned < 2; pinned++) {
 		if (pinned)
@@ -1046,7 +1065,11 @@ TEST(opt_in_ebusy)
 	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
 	expect_tracking(vm, false);
 	TEST_ASSERT_EQ(try_convert(fd, 0, page_size, ATTR_PRIVATE), ENOTTY);
+
+	/* It did. */
 	kvm_close(fd);
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
+	expect_tracking(vm, false);
 	kvm_vm_free(vm);
 
 	/* A vCPU exists. */
@@ -1061,7 +1084,18 @@ TEST(opt_in_ebusy)
 	vm_set_memory_attributes(vm, TEST_GPA, page_size, ATTR_PRIVATE);
 	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
 	expect_tracking(vm, false);
+
+	/* They did. */
 	vm_set_memory_attributes(vm, TEST_GPA, page_size, ATTR_SHARED);
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
+	expect_tracking(vm, false);
+	kvm_vm_free(vm);
+
+	/* They were set to what they are by default. */
+	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
+	vm_set_memory_attributes(vm, TEST_GPA, page_size, ATTR_SHARED);
+	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
+	expect_tracking(vm, false);
 	kvm_vm_free(vm);
 
 	/* Memslots, without guest_memfd, don't get in the way. */
@@ -1076,12 +1110,9 @@ TEST(opt_in_ebusy)
 /* Once in use, nothing about opting in again changes anything. */
 TEST_F(gmem, opt_in_late)
 {
-	int r;
-
 	make_mixed(self);
 
-	r = try_opt_in(self->vm, ATTR_PRIVATE, 0);
-	TEST_ASSERT(!r || r == EBUSY, "r = %d", r);
+	TEST_ASSERT_EQ(try_opt_in(self->vm, ATTR_PRIVATE, 0), 0);
 	TEST_ASSERT_EQ(try_opt_in(self->vm, ATTR_PRIVATE, 1), EINVAL);
 	expect_tracking(self->vm, true);
 	check_all(self);
@@ -1174,6 +1205,79 @@ TEST_F(gmem, in_place)
 			TEST_ASSERT(host_pfn(page_hva(self, i)) == pfns[i],
 				    "Page %lu moved", i);
 	}
+}
+
+/* Have the kernel take the pages for idle, i.e. age all mappings of them. */
+static void age_pages(int fd, const u64 *pfns)
+{
+	u64 i, bits, all = ~0ull;
+
+	/* Marking a page's neighbors, too, makes no difference. */
+	for (i = 0; i < NR_PAGES; i++)
+		TEST_ASSERT_EQ(pwrite(fd, &all, 8, pfns[i] / 64 * 8), 8);
+
+	for (i = 0; i < NR_PAGES; i++) {
+		TEST_ASSERT_EQ(pread(fd, &bits, 8, pfns[i] / 64 * 8), 8);
+		TEST_ASSERT(bits & BIT_ULL(pfns[i] % 64), "Page %lu isn't idle", i);
+	}
+}
+
+/*
+ * Promises 4 and 7: nothing but time is lost if the kernel looks for pages that
+ * aren't in use.  Unless hardware does it, KVM has to make guest mappings young
+ * again when the guest uses them.
+ */
+TEST_F(gmem, aged)
+{
+	u64 pfns[NR_PAGES];
+	int fd, round;
+	u64 i;
+
+	fd = open("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
+	if (fd < 0)
+		SKIP(return, "Needs CONFIG_IDLE_PAGE_TRACKING, and root");
+
+	/* Pages can be idle only once they are out of the LRU batches. */
+	host_fill(self, 0, NR_PAGES, 0x50);
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	check_all(self);
+	for (i = 0; i < NR_PAGES; i++)
+		pfns[i] = host_pfn(page_hva(self, i));
+
+	for (round = 0; round < 4; round++) {
+		/* The guest reads, or writes, what is old and still shared... */
+		age_pages(fd, pfns);
+		if (round & 1)
+			guest_fill(self, 0, NR_PAGES, 0x51 + 2 * round);
+		else
+			check_guest(self);
+		for (i = 0; i < NR_PAGES; i++) {
+			if (i & 2)
+				convert(self, i, 1, ATTR_PRIVATE);
+		}
+		check_all(self);
+
+		/* ...what isn't all shared, and what is old when it is converted. */
+		age_pages(fd, pfns);
+		if (round & 2)
+			guest_fill(self, 0, NR_PAGES, 0x52 + 2 * round);
+		else
+			check_guest(self);
+		age_pages(fd, pfns);
+		convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+		check_all(self);
+
+		age_pages(fd, pfns);
+		convert(self, 0, NR_PAGES, ATTR_SHARED);
+		check_all(self);
+
+		for (i = 0; i < NR_PAGES; i++)
+			TEST_ASSERT(host_pfn(page_hva(self, i)) == pfns[i],
+				    "Page %lu moved", i);
+	}
+
+	kvm_close(fd);
 }
 
 /* Leave non-zero pages for the page allocator to hand out next. */

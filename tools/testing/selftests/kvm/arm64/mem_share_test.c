@@ -33,6 +33,7 @@
 
 static size_t page_size;
 static bool has_sw_protected;
+static bool has_protected;
 
 /* What the guest sees of the hypercalls. */
 static void guest_call(u32 func_id, u64 arg, struct arm_smccc_res *res)
@@ -380,7 +381,7 @@ TEST_F(mem_share, execute)
 	run(self->vcpu, self->fd, UCALL_DONE, 0);
 }
 
-/* Neither nested virtualization, nor MTE, nor pKVM's type, can be combined. */
+/* Neither pKVM's type, nor bits that don't mean anything, can be combined with it. */
 TEST_F(mem_share, vm_type)
 {
 	const unsigned long types[] = {
@@ -388,25 +389,7 @@ TEST_F(mem_share, vm_type)
 		KVM_VM_TYPE_ARM_SW_PROTECTED | BIT(29),
 		KVM_VM_TYPE_ARM_SW_PROTECTED | BIT(8),
 	};
-	struct kvm_enable_cap mte = { .cap = KVM_CAP_ARM_MTE };
-	struct kvm_vcpu_init init;
-	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm;
 	int i, r;
-
-	TEST_ASSERT_EQ(vm_check_cap(self->vm, KVM_CAP_ARM_MTE), 0);
-	TEST_ASSERT_EQ(vm_check_cap(self->vm, KVM_CAP_ARM_EL2), 0);
-
-	vm = vm_create_barebones_type(KVM_VM_TYPE_ARM_SW_PROTECTED);
-	r = __vm_ioctl(vm, KVM_ENABLE_CAP, &mte);
-	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
-
-	vm_ioctl(vm, KVM_ARM_PREFERRED_TARGET, &init);
-	init.features[0] |= BIT(KVM_ARM_VCPU_HAS_EL2);
-	vcpu = __vm_vcpu_add(vm, 0);
-	r = __vcpu_ioctl(vcpu, KVM_ARM_VCPU_INIT, &init);
-	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
-	kvm_vm_free(vm);
 
 	for (i = 0; i < ARRAY_SIZE(types); i++) {
 		r = __kvm_ioctl(self->vm->kvm_fd, KVM_CREATE_VM, (void *)types[i]);
@@ -415,14 +398,94 @@ TEST_F(mem_share, vm_type)
 	}
 }
 
-/* Other VMs don't have private memory, also if KVM is pKVM. */
-TEST(ordinary_vm)
+static int enable_mte(struct kvm_vm *vm)
+{
+	struct kvm_enable_cap mte = { .cap = KVM_CAP_ARM_MTE };
+
+	return __vm_ioctl(vm, KVM_ENABLE_CAP, &mte);
+}
+
+/* Bind without a mapping, so that there's no VMA that could be to blame. */
+static int bind_gmem(struct kvm_vm *vm, int fd)
+{
+	return __vm_set_user_memory_region2(vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD,
+					    TEST_GPA, page_size, NULL, fd, 0);
+}
+
+/* Private memory doesn't go with MTE, nor does any guest_memfd, in either order. */
+TEST_F(mem_share, mte)
+{
+	const u64 flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
+	struct kvm_vm *vm = vm_create_barebones();
+	int fd, r;
+
+	if (!vm_check_cap(vm, KVM_CAP_ARM_MTE)) {
+		kvm_vm_free(vm);
+		SKIP(return, "Needs CONFIG_ARM64_MTE and hardware with it");
+	}
+
+	TEST_ASSERT(!enable_mte(vm), "An ordinary VM can't have MTE, errno = %d", errno);
+	fd = vm_create_guest_memfd(vm, page_size, flags);
+	r = bind_gmem(vm, fd);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+
+	vm = vm_create_barebones();
+	fd = vm_create_guest_memfd(vm, page_size, flags);
+	TEST_ASSERT(!bind_gmem(vm, fd), "Failed to bind, errno = %d", errno);
+	r = enable_mte(vm);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+
+	/* Not even before there's a vCPU or a memslot that could be to blame. */
+	vm = vm_create_barebones_type(KVM_VM_TYPE_ARM_SW_PROTECTED);
+	TEST_ASSERT_EQ(vm_check_cap(vm, KVM_CAP_ARM_MTE), 0);
+	r = enable_mte(vm);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+	kvm_vm_free(vm);
+}
+
+static int init_vcpu_with_el2(struct kvm_vm *vm)
+{
+	struct kvm_vcpu *vcpu = __vm_vcpu_add(vm, 0);
+	struct kvm_vcpu_init init;
+
+	vm_ioctl(vm, KVM_ARM_PREFERRED_TARGET, &init);
+	init.features[0] |= BIT(KVM_ARM_VCPU_HAS_EL2);
+	return __vcpu_ioctl(vcpu, KVM_ARM_VCPU_INIT, &init);
+}
+
+/* Private memory doesn't go with nested virtualization. */
+TEST_F(mem_share, nested)
+{
+	struct kvm_vm *vm = vm_create_barebones();
+	int r;
+
+	if (!vm_check_cap(vm, KVM_CAP_ARM_EL2)) {
+		kvm_vm_free(vm);
+		SKIP(return, "Needs kvm-arm.mode=nested and hardware with FEAT_NV2");
+	}
+
+	TEST_ASSERT(!init_vcpu_with_el2(vm),
+		    "An ordinary VM can't have EL2, errno = %d", errno);
+	kvm_vm_free(vm);
+
+	vm = vm_create_barebones_type(KVM_VM_TYPE_ARM_SW_PROTECTED);
+	TEST_ASSERT_EQ(vm_check_cap(vm, KVM_CAP_ARM_EL2), 0);
+	r = init_vcpu_with_el2(vm);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+	kvm_vm_free(vm);
+}
+
+static void test_no_private_memory(unsigned long type)
 {
 	struct kvm_enable_cap cap = {
 		.cap = KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES,
 		.args = { KVM_MEMORY_ATTRIBUTE_PRIVATE },
 	};
-	struct kvm_vm *vm = vm_create_barebones();
+	struct kvm_vm *vm = vm_create_barebones_type(type);
 	int fd, r;
 	u8 *mem;
 
@@ -444,18 +507,51 @@ TEST(ordinary_vm)
 	kvm_vm_free(vm);
 }
 
-int main(int argc, char *argv[])
+/* Other VMs don't have private memory, also if KVM is pKVM. */
+TEST(ordinary_vm)
 {
-	int kvm_fd = open_kvm_dev_path_or_exit(), vm_fd;
+	test_no_private_memory(0);
+}
 
-	page_size = getpagesize();
+/* Nor do pKVM's protected VMs, not in guest_memfd. */
+TEST(pkvm_protected_vm)
+{
+	if (!has_protected)
+		SKIP(return, "Needs pKVM");
 
-	vm_fd = __kvm_ioctl(kvm_fd, KVM_CREATE_VM,
-			    (void *)KVM_VM_TYPE_ARM_SW_PROTECTED);
-	has_sw_protected = vm_fd >= 0;
-	if (has_sw_protected)
+	test_no_private_memory(KVM_VM_TYPE_ARM_PROTECTED);
+}
+
+/* pKVM owns stage-2, i.e. KVM can't take pages away from the guest by itself. */
+TEST(pkvm_refuses)
+{
+	int kvm_fd, r;
+
+	if (!has_protected)
+		SKIP(return, "Needs pKVM");
+
+	kvm_fd = open_kvm_dev_path_or_exit();
+	r = __kvm_ioctl(kvm_fd, KVM_CREATE_VM, (void *)KVM_VM_TYPE_ARM_SW_PROTECTED);
+	TEST_ASSERT(r == -1 && errno == EINVAL, "r = %d, errno = %d", r, errno);
+	kvm_close(kvm_fd);
+}
+
+static bool can_create(unsigned long type)
+{
+	int kvm_fd = open_kvm_dev_path_or_exit();
+	int vm_fd = __kvm_ioctl(kvm_fd, KVM_CREATE_VM, (void *)type);
+
+	if (vm_fd >= 0)
 		kvm_close(vm_fd);
 	kvm_close(kvm_fd);
+	return vm_fd >= 0;
+}
+
+int main(int argc, char *argv[])
+{
+	page_size = getpagesize();
+	has_sw_protected = can_create(KVM_VM_TYPE_ARM_SW_PROTECTED);
+	has_protected = can_create(KVM_VM_TYPE_ARM_PROTECTED);
 
 	return test_harness_run(argc, argv);
 }
