@@ -32,8 +32,10 @@
  * aligned to their number.  The bit is set if the page's attributes are not the
  * initial ones.  Pages of equal attributes share one entry, however many blocks
  * they span, with all bits set, or no entry at all.  Any other entry stands for
- * pages of a single block, so that the worst that a guest can do, which is to
- * convert every other page, takes one entry per block instead of one per page.
+ * pages of a single block, so that converting every other page, one by one, takes
+ * one entry per block instead of one per page.  There are never more entries than
+ * there are runs, but ranges that are cut to pieces, again and again, by others that
+ * reach into the next block are not put together into blocks again.
  */
 #define KVM_GMEM_BLOCK_PAGES	(BITS_PER_LONG / 2)
 #define KVM_GMEM_BLOCK_MASK	GENMASK(KVM_GMEM_BLOCK_PAGES - 1, 0)
