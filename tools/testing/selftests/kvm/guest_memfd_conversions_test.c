@@ -1347,7 +1347,7 @@ static int try_populate(gmem_data *self, u64 page, u64 nr, void *src)
 		 getpid(), self->vm->fd);
 	fd = open(path, O_WRONLY);
 	if (fd < 0)
-		return ENOENT;
+		return errno;
 
 	len = snprintf(cmd, sizeof(cmd), "%lu %lu %lu", page_gpa(page) / page_size, nr,
 		       (unsigned long)src);
