@@ -284,8 +284,11 @@ static bool kvm_gmem_attributes_may_charge(struct kvm_gmem_attributes_change *ch
 
 	nodes = kmalloc_array(kmem_cache_sheaf_size(change->mas.sheaf),
 			      sizeof(struct maple_node), GFP_KERNEL_ACCOUNT);
+	if (!nodes)
+		return false;
+
 	kfree(nodes);
-	return nodes;
+	return true;
 }
 
 /* With nothing left to record, there is no need for a node, only for an empty tree. */
