@@ -1050,6 +1050,16 @@ TEST(opt_in_einval)
 	kvm_vm_free(vm);
 }
 
+static void __expect_too_late(struct kvm_vm *vm, int line)
+{
+	int r = try_opt_in(vm, ATTR_PRIVATE, 0);
+
+	TEST_ASSERT(r == EBUSY, "Line %d: r = %d (%s)", line, r, strerror(r));
+	expect_tracking(vm, false);
+}
+
+#define expect_too_late(vm)		__expect_too_late(vm, __LINE__)
+
 /* There's no opting in, or out, midway. */
 TEST(opt_in_ebusy)
 {
@@ -1062,40 +1072,34 @@ TEST(opt_in_ebusy)
 	/* A guest_memfd exists. */
 	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
 	fd = vm_create_guest_memfd(vm, page_size, 0);
-	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
-	expect_tracking(vm, false);
+	expect_too_late(vm);
 	TEST_ASSERT_EQ(try_convert(fd, 0, page_size, ATTR_PRIVATE), ENOTTY);
 
 	/* It did. */
 	kvm_close(fd);
-	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
-	expect_tracking(vm, false);
+	expect_too_late(vm);
 	kvm_vm_free(vm);
 
 	/* A vCPU exists. */
 	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
 	__vm_vcpu_add(vm, 0);
-	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
-	expect_tracking(vm, false);
+	expect_too_late(vm);
 	kvm_vm_free(vm);
 
 	/* VM-scoped attributes exist. */
 	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
 	vm_set_memory_attributes(vm, TEST_GPA, page_size, ATTR_PRIVATE);
-	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
-	expect_tracking(vm, false);
+	expect_too_late(vm);
 
 	/* They did. */
 	vm_set_memory_attributes(vm, TEST_GPA, page_size, ATTR_SHARED);
-	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
-	expect_tracking(vm, false);
+	expect_too_late(vm);
 	kvm_vm_free(vm);
 
 	/* They were set to what they are by default. */
 	vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
 	vm_set_memory_attributes(vm, TEST_GPA, page_size, ATTR_SHARED);
-	TEST_ASSERT_EQ(try_opt_in(vm, ATTR_PRIVATE, 0), EBUSY);
-	expect_tracking(vm, false);
+	expect_too_late(vm);
 	kvm_vm_free(vm);
 
 	/* Memslots, without guest_memfd, don't get in the way. */

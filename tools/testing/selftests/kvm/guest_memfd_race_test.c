@@ -1315,8 +1315,9 @@ static enum outcome host_poison(struct worker *w, enum operation op)
 	bool ok;
 
 	/* Have some of them early, and some of them late. */
-	if (READ_ONCE(shared->nr_poisons) > MAX_POISONS * shared->ops / shared->nr_ops ||
-	    READ_ONCE(shared->nr_poisons) > MAX_POISONS || !try_lock(&p->lock))
+	if (READ_ONCE(shared->nr_poisons) >
+	    MAX_POISONS * min(shared->ops, shared->nr_ops) / shared->nr_ops ||
+	    !try_lock(&p->lock))
 		return BUSY;
 
 	/* If need be, from where it isn't poisoned for good. */
@@ -1491,6 +1492,13 @@ static bool is_used(enum operation op)
 	return op_weight(&vmm, op) || (nr_backends && op_weight(&backend, op));
 }
 
+/* Is there an outcome that the operation is known to have, but didn't have yet? */
+static bool is_missing(enum operation op, enum outcome outcome)
+{
+	return is_used(op) && (outcome == OK || ops[op].must_fault) &&
+	       !READ_ONCE(shared->counts[op][outcome]);
+}
+
 /* Operations are picked at random: the rare ones may take more of them to occur. */
 static bool more_host_ops(void)
 {
@@ -1504,9 +1512,7 @@ static bool more_host_ops(void)
 		return false;
 
 	for (i = 0; i < NR_OPS; i++) {
-		if (is_used(i) && ops[i].fn &&
-		    (!READ_ONCE(shared->counts[i][OK]) ||
-		     (ops[i].must_fault && !READ_ONCE(shared->counts[i][FAULT]))))
+		if (ops[i].fn && (is_missing(i, OK) || is_missing(i, FAULT)))
 			return true;
 	}
 	return false;
@@ -1788,9 +1794,9 @@ static void check_counts(void)
 	u32 i;
 
 	for (i = 0; i < NR_OPS; i++) {
-		TEST_ASSERT(!is_used(i) || shared->counts[i][OK],
+		TEST_ASSERT(!is_missing(i, OK),
 			    "There was no successful operation \"%s\"", op_names[i]);
-		TEST_ASSERT(!is_used(i) || !ops[i].must_fault || shared->counts[i][FAULT],
+		TEST_ASSERT(!is_missing(i, FAULT),
 			    "There was no operation \"%s\" that hit private memory",
 			    op_names[i]);
 	}

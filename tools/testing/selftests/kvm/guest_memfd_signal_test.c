@@ -162,10 +162,27 @@ static void run_owner(int sock, u64 size)
 	_exit(KSFT_PASS);
 }
 
+/* The owner has been reaped already if @pid isn't set. */
+static void stop_owner(struct owner *owner)
+{
+	if (owner->pid) {
+		kill(owner->pid, SIGKILL);
+		TEST_ASSERT_EQ(waitpid(owner->pid, NULL, 0), owner->pid);
+	}
+	free(owner->stats.desc);
+	kvm_close(owner->stats.fd);
+	kvm_munmap(owner->mem, owner->size);
+	kvm_close(owner->fd);
+	kvm_close(owner->sock);
+}
+
+/* Starts all over if there is an owner. */
 static void start_owner(struct owner *owner, u64 size)
 {
 	int socks[2];
 
+	if (owner->fd)
+		stop_owner(owner);
 	memset(owner, 0, sizeof(*owner));
 	owner->size = size;
 
@@ -183,20 +200,6 @@ static void start_owner(struct owner *owner, u64 size)
 	owner->fd = receive_fd(owner->sock);
 	owner->mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, owner->fd);
 	owner->stats.fd = receive_fd(owner->sock);
-}
-
-/* The owner has been reaped already if @pid isn't set. */
-static void stop_owner(struct owner *owner)
-{
-	if (owner->pid) {
-		kill(owner->pid, SIGKILL);
-		TEST_ASSERT_EQ(waitpid(owner->pid, NULL, 0), owner->pid);
-	}
-	free(owner->stats.desc);
-	kvm_close(owner->stats.fd);
-	kvm_munmap(owner->mem, owner->size);
-	kvm_close(owner->fd);
-	kvm_close(owner->sock);
 }
 
 static void send_command(struct owner *owner, struct command *cmd)
@@ -368,8 +371,6 @@ TEST_F(signals, host_mapped)
 	int i;
 
 	for (i = 0; i < NR_ATTEMPTS; i++) {
-		if (i)
-			stop_owner(owner);
 		start_owner(owner, SIZE);
 		fill(owner);
 		TEST_ASSERT_EQ(nr_batches_begun(owner), 0);
@@ -421,8 +422,6 @@ TEST_F(signals, fragmented)
 	int i;
 
 	for (i = 0; i < NR_ATTEMPTS; i++) {
-		if (i)
-			stop_owner(owner);
 		start_owner(owner, size);
 		do_command(owner, &fragment);
 
@@ -473,8 +472,6 @@ static void test_guest_mapped(signals_data *self, const signals_variant *variant
 	int i;
 
 	for (i = 0; i < NR_ATTEMPTS; i++) {
-		if (i)
-			stop_owner(owner);
 		start_owner(owner, SIZE);
 		fill(owner);
 		do_command(owner, &map);
@@ -583,8 +580,6 @@ TEST_F(signals, waiting)
 	pid_t pid;
 
 	for (i = 0; i < NR_ATTEMPTS; i++) {
-		if (i)
-			stop_owner(owner);
 		start_owner(owner, SIZE);
 		pid = start_allocating(owner);
 

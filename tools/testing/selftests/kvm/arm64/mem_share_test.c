@@ -12,6 +12,7 @@
 #include <linux/arm-smccc.h>
 #include <linux/sizes.h>
 
+#include "guest_memfd_util.h"
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
@@ -536,22 +537,11 @@ TEST(pkvm_refuses)
 	kvm_close(kvm_fd);
 }
 
-static bool can_create(unsigned long type)
-{
-	int kvm_fd = open_kvm_dev_path_or_exit();
-	int vm_fd = __kvm_ioctl(kvm_fd, KVM_CREATE_VM, (void *)type);
-
-	if (vm_fd >= 0)
-		kvm_close(vm_fd);
-	kvm_close(kvm_fd);
-	return vm_fd >= 0;
-}
-
 int main(int argc, char *argv[])
 {
 	page_size = getpagesize();
-	has_sw_protected = can_create(KVM_VM_TYPE_ARM_SW_PROTECTED);
-	has_protected = can_create(KVM_VM_TYPE_ARM_PROTECTED);
+	has_sw_protected = arch_has_private_vms();
+	has_protected = can_create_vm(KVM_VM_TYPE_ARM_PROTECTED);
 
 	return test_harness_run(argc, argv);
 }

@@ -75,15 +75,21 @@ static inline bool arch_is_conversion_exit(struct kvm_vcpu *vcpu, gpa_t *gpa,
 #elif defined(__aarch64__)
 #define PRIVATE_VM_TYPE		KVM_VM_TYPE_ARM_SW_PROTECTED
 
-static inline bool arch_has_private_vms(void)
+/* No capability tells which types there are. */
+static inline bool can_create_vm(unsigned long type)
 {
 	int kvm_fd = open_kvm_dev_path_or_exit();
-	int vm_fd = __kvm_ioctl(kvm_fd, KVM_CREATE_VM, (void *)PRIVATE_VM_TYPE);
+	int vm_fd = __kvm_ioctl(kvm_fd, KVM_CREATE_VM, (void *)type);
 
 	if (vm_fd >= 0)
 		kvm_close(vm_fd);
 	kvm_close(kvm_fd);
 	return vm_fd >= 0;
+}
+
+static inline bool arch_has_private_vms(void)
+{
+	return can_create_vm(PRIVATE_VM_TYPE);
 }
 
 static inline void arch_enable_conversion_exits(struct kvm_vm *vm)
