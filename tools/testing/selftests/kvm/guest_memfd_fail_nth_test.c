@@ -142,6 +142,33 @@ static void read_pagemap(gmem_data *self, u64 *pagemap)
 	kvm_close(fd);
 }
 
+/* Remember what a call that fails must not change. */
+static void take_stock(struct sweep *sweep)
+{
+	gmem_data *self = sweep->self;
+
+	gmem_read_info(self->fd, &sweep->info);
+	read_pagemap(self, sweep->pagemap);
+	sweep->nr_faults = nr_guest_faults(self->vcpu);
+}
+
+/* To be called before the host accesses anything. */
+static void check_host_mappings(struct sweep *sweep)
+{
+	u64 pagemap[NR_PAGES];
+
+	read_pagemap(sweep->self, pagemap);
+	TEST_ASSERT(!memcmp(pagemap, sweep->pagemap, sizeof(pagemap)),
+		    "%s: the host's mappings have changed", sweep->name);
+}
+
+/* To be called after the guest has accessed what it had accessed before. */
+static void check_guest_mappings(struct sweep *sweep)
+{
+	TEST_ASSERT(nr_guest_faults(sweep->self->vcpu) == sweep->nr_faults,
+		    "%s: the guest's mappings have changed", sweep->name);
+}
+
 static void assert_same_info(struct gmem_info *info, struct gmem_info *expected)
 {
 	TEST_ASSERT(!memcmp(info, expected, sizeof(*info)),
@@ -235,9 +262,7 @@ static void prepare_convert(struct sweep *sweep)
 	/* Have both the host and the guest map all they can. */
 	check_all(self);
 
-	gmem_read_info(self->fd, &sweep->info);
-	read_pagemap(self, sweep->pagemap);
-	sweep->nr_faults = nr_guest_faults(self->vcpu);
+	take_stock(sweep);
 
 	/* More than one node at a time comes from a stock of nodes. */
 	fail_nth_drain("maple_node");
@@ -257,11 +282,8 @@ static void check_failed_convert(struct sweep *sweep, int err)
 {
 	gmem_data *self = sweep->self;
 	struct gmem_info info;
-	u64 pagemap[NR_PAGES];
 
-	read_pagemap(self, pagemap);
-	TEST_ASSERT(!memcmp(pagemap, sweep->pagemap, sizeof(pagemap)),
-		    "%s: the host's mappings have changed", sweep->name);
+	check_host_mappings(sweep);
 
 	gmem_read_info(self->fd, &info);
 	if (err == ENOMEM)
@@ -269,8 +291,7 @@ static void check_failed_convert(struct sweep *sweep, int err)
 	assert_same_info(&info, &sweep->info);
 
 	check_all(self);
-	TEST_ASSERT(nr_guest_faults(self->vcpu) == sweep->nr_faults,
-		    "%s: the guest's mappings have changed", sweep->name);
+	check_guest_mappings(sweep);
 }
 
 static void check_converted(struct sweep *sweep)
@@ -396,6 +417,58 @@ TEST_F(gmem, convert_fragmented)
 }
 
 /*
+ * Promise 1: there's no memory, and a reference to a page.  What can be done about the
+ * one is to be known before anything is done about the other.
+ */
+TEST_F(gmem, convert_pinned)
+{
+	const u64 pinned = 20;
+	struct sweep sweep = {
+		.name = "pinned page",
+		.range = { 10, 40, ATTR_PRIVATE },
+		.run = 3,
+	};
+	int err, nth, nr_enomem = 0;
+	u64 error_offset;
+	struct pin pin;
+
+	if (!init_sweep(&sweep, self, variant))
+		SKIP(return, FAIL_NTH_NEEDS);
+
+	sweep.injected = true;
+	for (nth = 1; sweep.injected; nth++) {
+		TEST_ASSERT(nth < FAIL_NTH_MAX, "There's no end of failures");
+
+		prepare_convert(&sweep);
+		pin_page(&pin, page_hva(self, pinned));
+
+		fail_nth_start(sweep.fail_nth_fd, nth);
+		err = __try_convert(self->fd, sweep.range.first * page_size,
+				    sweep.range.nr * page_size,
+				    sweep.range.attributes, &error_offset);
+		sweep.injected = fail_nth_stop(sweep.fail_nth_fd);
+
+		if (err == EAGAIN) {
+			/* The host may have to map its pages again, but that's all. */
+			TEST_ASSERT_EQ(error_offset, pinned * page_size);
+			check_all(self);
+		} else {
+			TEST_ASSERT(sweep.injected && (err == ENOMEM || err == EFAULT),
+				    "fail-nth = %d, injected = %d: errno = %d (%s)", nth,
+				    sweep.injected, err, strerror(err));
+			check_failed_convert(&sweep, err);
+			nr_enomem += err == ENOMEM;
+		}
+		unpin_page_and_check(&pin, self->pages[pinned].tag, pinned);
+	}
+
+	TEST_ASSERT_EQ(err, EAGAIN);
+	TEST_ASSERT(nr_enomem, "There was enough memory all the time");
+	TEST_ASSERT_EQ(call_convert(&sweep), 0);
+	check_converted(&sweep);
+}
+
+/*
  * Creation
  */
 
@@ -479,8 +552,9 @@ static void prepare_bind(struct sweep *sweep)
 
 	renew_file(sweep);
 	TEST_ASSERT_EQ(set_region(self, sweep->variant, OTHER_SLOT, OTHER_FIRST, OTHER_NR), 0);
+	check_host(self);
 	check_guest_range(self, OTHER_FIRST, OTHER_NR);
-	gmem_read_info(self->fd, &sweep->info);
+	take_stock(sweep);
 }
 
 static int call_bind(struct sweep *sweep)
@@ -497,10 +571,12 @@ static void check_not_bound(struct sweep *sweep, int err)
 	/* There's no such slot. */
 	TEST_ASSERT_EQ(delete_region(self, TEST_SLOT), EINVAL);
 
+	check_host_mappings(sweep);
 	gmem_read_info(self->fd, &info);
 	assert_same_info(&info, &sweep->info);
 	check_host(self);
 	check_guest_range(self, OTHER_FIRST, OTHER_NR);
+	check_guest_mappings(sweep);
 
 	/* There's no trace of a binding that gets in the way of another slot. */
 	TEST_ASSERT_EQ(set_region(self, sweep->variant, OTHER_SLOT + 1, 0, OTHER_FIRST), 0);
@@ -553,9 +629,11 @@ static void check_still_bound(struct sweep *sweep, int err)
 {
 	struct gmem_info info;
 
+	check_host_mappings(sweep);
 	gmem_read_info(sweep->self->fd, &info);
 	assert_same_info(&info, &sweep->info);
 	check_all(sweep->self);
+	check_guest_mappings(sweep);
 }
 
 static void check_unbound(struct sweep *sweep)

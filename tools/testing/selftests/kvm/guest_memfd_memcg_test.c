@@ -23,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -281,6 +282,7 @@ FIXTURE_TEARDOWN(memcg)
 static void __start_worker(memcg_data *self, bool killable)
 {
 	struct channel *channel = self->channel;
+	pid_t test_case = getpid();
 
 	sem_init(&channel->command_is_there, 1, 0);
 	sem_init(&channel->reply_is_there, 1, 0);
@@ -288,6 +290,10 @@ static void __start_worker(memcg_data *self, bool killable)
 	self->worker = fork();
 	TEST_ASSERT(self->worker >= 0, "fork() failed");
 	if (!self->worker) {
+		/* Also if the test case was gone before. */
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() != test_case)
+			_exit(KSFT_FAIL);
 		TEST_ASSERT(!cg_enter_current(self->cgroup),
 			    "Failed to enter the cgroup");
 		run_worker(channel, killable);

@@ -111,6 +111,8 @@ enum operation {
 	COPY_TO,
 	READ_REMOTE,
 	WRITE_REMOTE,
+	PEEK,
+	POKE,
 	POPULATE,
 	MREMAP,
 	TO_PRIVATE,
@@ -127,6 +129,7 @@ enum operation {
 	COMPACT,
 	PIN,
 	POISON,
+	INFO,
 	PASS,
 	RECEIVE,
 	NR_OPS,
@@ -144,6 +147,8 @@ static const char * const op_names[NR_OPS] = {
 	[COPY_TO]	= "copy to",
 	[READ_REMOTE]	= "remote read",
 	[WRITE_REMOTE]	= "remote write",
+	[PEEK]		= "peek",
+	[POKE]		= "poke",
 	[POPULATE]	= "populate",
 	[MREMAP]	= "mremap",
 	[TO_PRIVATE]	= "to private",
@@ -160,6 +165,7 @@ static const char * const op_names[NR_OPS] = {
 	[COMPACT]	= "compact",
 	[PIN]		= "pin",
 	[POISON]	= "poison",
+	[INFO]		= "fdinfo",
 	[PASS]		= "pass fd",
 	[RECEIVE]	= "receive fd",
 };
@@ -657,6 +663,8 @@ struct worker {
 
 	int fd;
 	struct mapping own;
+	/* Of the VMM's memory, as debuggers see it. */
+	int mem_fd;
 	/* Where to copy to, and from. */
 	int scratch_fd;
 	u8 *scratch;
@@ -776,11 +784,19 @@ static void get_words(void *mem, u32 page, u64 *words)
 		words[i] = READ_ONCE(*word_addr(mem, i, page));
 }
 
-/* Returns true on success, false on EFAULT. */
+/* Does the kernel get at the page by itself, i.e. need a reference to it? */
+static bool is_remote(enum operation op)
+{
+	return op == READ_REMOTE || op == WRITE_REMOTE || op == PEEK || op == POKE;
+}
+
+/* Returns true on success, false on EFAULT, which debuggers know as EIO. */
 static bool check_errno(ssize_t r, ssize_t expected, enum operation op)
 {
+	int fault = op == PEEK || op == POKE ? EIO : EFAULT;
+
 	/* What is unmapped while it is being copied is copied in part. */
-	TEST_ASSERT(r >= 0 || errno == EFAULT ||
+	TEST_ASSERT(r >= 0 || errno == fault ||
 		    (errno == EHWPOISON && op == POPULATE),
 		    "%s failed with errno %d (%s)", op_names[op], errno, strerror(errno));
 	return r == expected;
@@ -801,6 +817,11 @@ static bool fetch(struct worker *w, enum operation op, u8 *mem, u32 page, u64 *w
 		break;
 	case READ_REMOTE:
 		if (!check_errno(process_vm_readv(vmm_pid, &local, 1, &remote, 1, 0),
+				 page_size, op))
+			return false;
+		break;
+	case PEEK:
+		if (!check_errno(pread(w->mem_fd, w->scratch, page_size, (uintptr_t)mem),
 				 page_size, op))
 			return false;
 		break;
@@ -827,6 +848,9 @@ static bool store(struct worker *w, enum operation op, u64 *addr, u64 word)
 	case WRITE_REMOTE:
 		return check_errno(process_vm_writev(vmm_pid, &local, 1, &remote, 1, 0),
 				   sizeof(word), op);
+	case POKE:
+		return check_errno(pwrite(w->mem_fd, &word, sizeof(word), (uintptr_t)addr),
+				   sizeof(word), op);
 	default:
 		TEST_FAIL("%s does not write", op_names[op]);
 	}
@@ -835,7 +859,7 @@ static bool store(struct worker *w, enum operation op, u64 *addr, u64 word)
 static struct mapping *pick_mapping(struct worker *w, enum operation op)
 {
 	/* The only one that is sure to be in the VMM. */
-	if (op == READ_REMOTE || op == WRITE_REMOTE)
+	if (is_remote(op))
 		return &common;
 
 	return kvm_random_bool(&w->rng) ? &common : &w->own;
@@ -864,10 +888,10 @@ static enum outcome host_read(struct worker *w, enum operation op)
 	bool ok;
 
 	look_at(&look, page);
-	if (op == READ_REMOTE)
+	if (is_remote(op))
 		begin_refs(page, 1);
 	ok = fetch(w, op, mapping->mem + page * page_size, page, words);
-	if (op == READ_REMOTE)
+	if (is_remote(op))
 		end_refs(page, 1);
 
 	check_access(&look, mapping, ok, op);
@@ -889,10 +913,10 @@ static enum outcome host_write(struct worker *w, enum operation op)
 	word = begin_write(w->id, page, &done);
 
 	look_at(&look, page);
-	if (op == WRITE_REMOTE)
+	if (is_remote(op))
 		begin_refs(page, 1);
 	ok = store(w, op, addr, word);
-	if (op == WRITE_REMOTE)
+	if (is_remote(op))
 		end_refs(page, 1);
 
 	check_access(&look, mapping, ok, op);
@@ -1402,6 +1426,26 @@ static enum outcome host_compact(struct worker *w, enum operation op)
 	return OK;
 }
 
+/* What's shown is of one moment, at which there wasn't anything impossible. */
+static enum outcome host_info(struct worker *w, enum operation op)
+{
+	struct gmem_info info;
+	u64 nr_fewer;
+
+	gmem_read_info(w->fd, &info);
+	TEST_ASSERT_EQ(info.size, file_size());
+	TEST_ASSERT(info.populated <= NR_PAGES && info.private <= NR_PAGES,
+		    "Of %u pages, %llu are populated, and %llu private", NR_PAGES,
+		    info.populated, info.private);
+
+	/* The fewer of either kind can have others to the left and the right. */
+	nr_fewer = min(info.private, NR_PAGES - info.private);
+	TEST_ASSERT(info.ranges >= 1 + !!nr_fewer && info.ranges <= 1 + 2 * nr_fewer,
+		    "There are %llu private pages in %llu ranges", info.private,
+		    info.ranges);
+	return OK;
+}
+
 static enum outcome host_pass(struct worker *w, enum operation op)
 {
 	u32 backend = pick(&w->rng, nr_backends);
@@ -1451,6 +1495,8 @@ static struct {
 	[COPY_TO]	= { host_write, { 5, 5 }, .must_fault = true },
 	[READ_REMOTE]	= { host_read, { 4, 4 }, .has_refs = true },
 	[WRITE_REMOTE]	= { host_write, { 4, 4 }, .has_refs = true },
+	[PEEK]		= { host_read, { 2, 2 }, .has_refs = true },
+	[POKE]		= { host_write, { 2, 2 }, .has_refs = true },
 	[POPULATE]	= { host_populate, { 5, 5 } },
 	[MREMAP]	= { host_mremap, { 3, 3 } },
 	[TO_PRIVATE]	= { host_to_private, { 12, 0 }, .can_preempt = true },
@@ -1467,6 +1513,7 @@ static struct {
 	[COMPACT]	= { host_compact, { 1, 0 } },
 	[PIN]		= { host_pin, { 3, 3 }, .has_refs = true },
 	[POISON]	= { host_poison, { 1, 0 }, .has_refs = true },
+	[INFO]		= { host_info, { 2, 2 } },
 	[PASS]		= { host_pass, { 2, 0 }, .has_refs = true },
 	[RECEIVE]	= { host_receive, { 0, 2 }, .has_refs = true },
 };
@@ -1520,6 +1567,12 @@ static bool more_host_ops(void)
 
 static void init_worker(struct worker *w, u32 id, bool is_vmm)
 {
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", vmm_pid);
+	w->mem_fd = open(path, O_RDWR);
+	TEST_ASSERT(w->mem_fd >= 0, "Failed to open %s", path);
+
 	w->id = id;
 	w->is_vmm = is_vmm;
 	w->rng = new_rng(id);
@@ -1872,6 +1925,7 @@ static void race(u64 nr_ops)
 
 	for (i = 0; i < nr_threads; i++) {
 		kvm_munmap(workers[i].own.mem, file_size());
+		kvm_close(workers[i].mem_fd);
 		kvm_close(workers[i].scratch_fd);
 		kvm_close(workers[i].pipe[0]);
 		kvm_close(workers[i].pipe[1]);

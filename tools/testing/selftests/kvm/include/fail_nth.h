@@ -67,6 +67,7 @@ static inline void fail_nth_drain(const char *cache)
 	char path[128];
 
 	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", cache);
+	TEST_ASSERT(!access(path, W_OK), "There's no %s", path);
 	fail_nth_set(path, "1");
 }
 
