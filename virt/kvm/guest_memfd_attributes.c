@@ -5,6 +5,7 @@
  * This file knows about trees and page indices, but nothing about inodes,
  * folios or VMs.
  */
+#include <linux/align.h>
 #include <linux/bitops.h>
 #include <linux/bug.h>
 #include <linux/gfp.h>
@@ -32,10 +33,11 @@
  * aligned to their number.  The bit is set if the page's attributes are not the
  * initial ones.  Pages of equal attributes share one entry, however many blocks
  * they span, with all bits set, or no entry at all.  Any other entry stands for
- * pages of a single block, so that converting every other page, one by one, takes
- * one entry per block instead of one per page.  There are never more entries than
- * there are runs, but ranges that are cut to pieces, again and again, by others that
- * reach into the next block are not put together into blocks again.
+ * pages of a single block, all of them, and there is one if, and only if, two or
+ * more pages of the block differ from the previous page of it, so that converting
+ * every other page, one by one, takes one entry per block instead of one per page.
+ * There are never more entries than there are runs, and what they are depends on
+ * the pages' attributes, not on what has led there, if there is enough memory.
  */
 #define KVM_GMEM_BLOCK_PAGES	(BITS_PER_LONG / 2)
 #define KVM_GMEM_BLOCK_MASK	GENMASK(KVM_GMEM_BLOCK_PAGES - 1, 0)
@@ -203,16 +205,13 @@ unsigned long kvm_gmem_attributes_count(struct kvm_gmem_attributes *attrs,
 }
 
 /*
- * With an entry per run, [@first, @last] of a block would take at least as many
- * entries as with an entry for the block, which can come with a boundary on either
- * side that is otherwise not there.
+ * With an entry per run, the block would take at least as many entries as with an
+ * entry of its own, which can come with a boundary on either side that is otherwise
+ * not there.
  */
-static bool kvm_gmem_has_many_runs(unsigned long bits, pgoff_t first, pgoff_t last)
+static bool kvm_gmem_has_many_runs(unsigned long bits)
 {
-	unsigned long nr = last % KVM_GMEM_BLOCK_PAGES;
-	unsigned long mask = GENMASK(nr, first % KVM_GMEM_BLOCK_PAGES) ^ BIT(nr);
-
-	return hweight_long((bits ^ bits >> 1) & mask) >= 2;
+	return hweight_long((bits ^ bits >> 1) & (KVM_GMEM_BLOCK_MASK >> 1)) >= 2;
 }
 
 /*
@@ -242,7 +241,7 @@ static void kvm_gmem_attributes_extend_to_block(struct kvm_gmem_attributes_chang
 	mask = GENMASK(end - block, start - block);
 	bits = change->entry ? bits | mask : bits & ~mask;
 
-	if (kvm_gmem_is_mixed(bits) && !kvm_gmem_has_many_runs(bits, block, block_end)) {
+	if (kvm_gmem_is_mixed(bits) && !kvm_gmem_has_many_runs(bits)) {
 		mas_set_range(mas, start, end);
 		return;
 	}
@@ -253,7 +252,8 @@ static void kvm_gmem_attributes_extend_to_block(struct kvm_gmem_attributes_chang
 
 /*
  * Extend the range that is about to be stored by the pages on either side of it
- * that are going to be equal, so that equal neighbours share one entry.
+ * that are going to be equal, so that equal neighbours share one entry.  A whole
+ * block's entry next to it, which is what has other pages, too, stays as it is.
  */
 static void kvm_gmem_attributes_merge(struct kvm_gmem_attributes_change *change)
 {
@@ -261,12 +261,18 @@ static void kvm_gmem_attributes_merge(struct kvm_gmem_attributes_change *change)
 	pgoff_t start = mas->index, end = mas->last, first, last;
 	bool changed = change->entry;
 
-	while (start && kvm_gmem_attributes_walk(mas, start - 1, &first, &last) == changed)
+	while (start && kvm_gmem_attributes_walk(mas, start - 1, &first, &last) == changed) {
+		if (first != mas->index && IS_ALIGNED(start, KVM_GMEM_BLOCK_PAGES))
+			break;
 		start = first;
+	}
 
 	while (end != ULONG_MAX &&
-	       kvm_gmem_attributes_walk(mas, end + 1, &first, &last) == changed)
+	       kvm_gmem_attributes_walk(mas, end + 1, &first, &last) == changed) {
+		if (last != mas->last && IS_ALIGNED(end + 1, KVM_GMEM_BLOCK_PAGES))
+			break;
 		end = last;
+	}
 
 	mas_set_range(mas, start, end);
 }
@@ -325,30 +331,31 @@ int kvm_gmem_attributes_reserve(struct kvm_gmem_attributes *attrs,
 }
 
 /*
- * If the entry at @index is what remains of a block's entry, and isn't worth it
- * anymore, give its runs an entry each.  Nothing changes for the pages.
+ * After a change that ends next to the page at @index, store the page's block as a
+ * whole if there are now many runs in it.  Or else, if that page's entry is what
+ * remains of a block's, give its run an entry.  Nothing changes for the pages.
  */
 static void kvm_gmem_attributes_tidy(struct maple_tree *tree, pgoff_t index)
 {
 	MA_STATE(mas, tree, index, index);
 	struct kvm_gmem_attributes_change change = { .mas = mas };
 	unsigned long bits = kvm_gmem_entry_to_bits(mas_walk(&mas));
-	pgoff_t last = mas.last, first, run_last;
+	bool changed = bits & BIT(index % KVM_GMEM_BLOCK_PAGES);
 
-	if (!kvm_gmem_is_mixed(bits) ||
-	    kvm_gmem_has_many_runs(bits, mas.index, last))
-		return;
+	change.entry = kvm_gmem_bits_to_entry(changed ? KVM_GMEM_BLOCK_MASK : 0);
+	kvm_gmem_attributes_extend_to_block(&change);
 
-	for (first = mas.index; first <= last; first = run_last + 1) {
-		bool changed = kvm_gmem_attributes_walk(&mas, first, &index, &run_last);
-
-		change.entry = kvm_gmem_bits_to_entry(changed ? KVM_GMEM_BLOCK_MASK : 0);
-		mas_set_range(&change.mas, first, run_last);
-		kvm_gmem_attributes_merge(&change);
-		if (mas_preallocate(&change.mas, change.entry, GFP_NOWAIT))
+	if (!kvm_gmem_is_mixed(kvm_gmem_entry_to_bits(change.entry))) {
+		if (!kvm_gmem_is_mixed(bits))
 			return;
-		mas_store_prealloc(&change.mas, change.entry);
+
+		kvm_gmem_attributes_merge(&change);
+	} else if (mas.index == change.mas.index && mas.last == change.mas.last) {
+		return;
 	}
+
+	if (!mas_preallocate(&change.mas, change.entry, GFP_NOWAIT))
+		mas_store_prealloc(&change.mas, change.entry);
 }
 
 void kvm_gmem_attributes_commit(struct kvm_gmem_attributes_change *change)
@@ -368,9 +375,9 @@ void kvm_gmem_attributes_commit(struct kvm_gmem_attributes_change *change)
 		return;
 
 	/* If there's no memory for that, the record is larger than it need be. */
-	if (start)
+	if (!IS_ALIGNED(start, KVM_GMEM_BLOCK_PAGES))
 		kvm_gmem_attributes_tidy(tree, start - 1);
-	if (end != ULONG_MAX)
+	if (!IS_ALIGNED(end + 1, KVM_GMEM_BLOCK_PAGES))
 		kvm_gmem_attributes_tidy(tree, end + 1);
 }
 

@@ -88,6 +88,45 @@ static unsigned long model_runs(unsigned char attributes)
 	return nr;
 }
 
+/* Does the page differ from the previous one?  What's not in the file never changes. */
+static bool is_boundary(pgoff_t index)
+{
+	unsigned long i = index - base;
+
+	return (i < nr_pages ? model[i] : attrs.initial) !=
+	       (i - 1 < nr_pages ? model[i - 1] : attrs.initial);
+}
+
+static bool is_mixed(pgoff_t block)
+{
+	unsigned long i, nr = 0;
+
+	for (i = 1; i < KVM_GMEM_BLOCK_PAGES; i++)
+		nr += is_boundary(block + i);
+	return nr >= 2;
+}
+
+/*
+ * How many slots it takes at least: one for each run, but only one for a block that
+ * has two boundaries or more in it.
+ */
+static unsigned long model_slots(void)
+{
+	pgoff_t block, end = base + nr_pages;
+	unsigned long i, nr = 1;
+	bool mixed, previous = false;
+
+	for (block = round_down(base, KVM_GMEM_BLOCK_PAGES); block <= end;
+	     block += KVM_GMEM_BLOCK_PAGES) {
+		mixed = is_mixed(block);
+		nr += block && (mixed || previous || is_boundary(block));
+		for (i = 1; i < KVM_GMEM_BLOCK_PAGES && !mixed; i++)
+			nr += is_boundary(block + i);
+		previous = mixed;
+	}
+	return nr + previous;
+}
+
 static unsigned long model_end(unsigned long i, unsigned long limit)
 {
 	unsigned long end = i;
@@ -135,9 +174,7 @@ static void check_all(void)
 
 	nr_runs = model_runs(PRIVATE) + model_runs(0);
 
-	/* One slot per run, at most, with those before and after the file. */
-	check(!plenty || nr_slots() <= nr_runs + (model[0] != attrs.initial && base) +
-	      (model[nr_pages - 1] != attrs.initial));
+	check(!plenty || nr_slots() == model_slots());
 
 	if (!base) {
 		nr = kvm_gmem_attributes_count(&attrs, PRIVATE, nr_pages, &counted);
