@@ -340,7 +340,13 @@ static void kvm_gmem_attributes_tidy(struct maple_tree *tree, pgoff_t index)
 	MA_STATE(mas, tree, index, index);
 	struct kvm_gmem_attributes_change change = { .mas = mas };
 	unsigned long bits = kvm_gmem_entry_to_bits(mas_walk(&mas));
+	pgoff_t block = round_down(index, KVM_GMEM_BLOCK_PAGES);
 	bool changed = bits & BIT(index % KVM_GMEM_BLOCK_PAGES);
+
+	/* What's left of the block is a single run, as it mostly is. */
+	if (!kvm_gmem_is_mixed(bits) &&
+	    (mas.index <= block || mas.last - block >= KVM_GMEM_BLOCK_PAGES - 1))
+		return;
 
 	change.entry = kvm_gmem_bits_to_entry(changed ? KVM_GMEM_BLOCK_MASK : 0);
 	kvm_gmem_attributes_extend_to_block(&change);
