@@ -56,3 +56,23 @@ private_apt() {
 	! grep -q NO_PUBKEY "$dir/log" ||
 		die "the Debian keyring of this machine is too old for $suite: upgrade debian-archive-keyring"
 }
+
+# program_of PACKAGE SUITE MEMBER FILE OTHERWISE [LINE...]: put the program that the
+# package has as MEMBER, a pattern, into FILE; see private_apt for the rest
+program_of() {
+	local package=$1 suite=$2 member=$3 file=$4 otherwise=$5
+
+	shift 5
+	command -v apt-get >/dev/null || die "cannot fetch $package without apt: $otherwise"
+	mkdir -p "${file%/*}"
+	work=$(mktemp -d "$file.XXXXXX")	# for the trap to know it
+	trap 'rm -rf "$work"' EXIT
+	private_apt "$work" "$suite" "$otherwise" "$@"
+	say "fetching $package of $suite"
+	(cd "$work" && apt-get -q -c apt.conf download "$package") >>"$work/log" 2>&1 ||
+		die "cannot fetch $package: $(grep -m 1 '^E:' "$work/log" || echo 'is the network up?')"
+	dpkg-deb --fsys-tarfile "$work"/*.deb |
+		tar -xO --wildcards "$member" >"$work/program"
+	chmod +x "$work/program"
+	mv "$work/program" "$file"
+}
