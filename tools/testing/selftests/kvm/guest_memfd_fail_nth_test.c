@@ -77,6 +77,10 @@ struct sweep {
 	/* Whatever fails, the call doesn't. */
 	bool never_fails;
 
+	/* How many conversions failed for want of memory. */
+	int nr_enomem;
+	struct pin pin;
+
 	/* What there is to compare with. */
 	struct gmem_info info;
 	u64 pagemap[NR_PAGES];
@@ -286,8 +290,10 @@ static void check_failed_convert(struct sweep *sweep, int err)
 	check_host_mappings(sweep);
 
 	gmem_read_info(self->fd, &info);
-	if (err == ENOMEM)
+	if (err == ENOMEM) {
 		sweep->info.refused++;
+		sweep->nr_enomem++;
+	}
 	assert_same_info(&info, &sweep->info);
 
 	check_all(self);
@@ -416,54 +422,62 @@ TEST_F(gmem, convert_fragmented)
 		SKIP(return, FAIL_NTH_NEEDS);
 }
 
+#define PINNED		20
+
+static void prepare_pinned(struct sweep *sweep)
+{
+	prepare_convert(sweep);
+	pin_page(&sweep->pin, page_hva(sweep->self, PINNED));
+}
+
+/* What's to be done is to refuse. */
+static int call_pinned(struct sweep *sweep)
+{
+	struct range *range = &sweep->range;
+	u64 error_offset;
+	int err;
+
+	err = __try_convert(sweep->self->fd, range->first * page_size,
+			    range->nr * page_size, range->attributes,
+			    &error_offset);
+	TEST_ASSERT(err, "A pinned page was converted");
+	if (err != EAGAIN)
+		return err;
+
+	TEST_ASSERT_EQ(error_offset, PINNED * page_size);
+	return 0;
+}
+
+/* The host may have to map its pages again, but that's all. */
+static void check_refused(struct sweep *sweep)
+{
+	gmem_data *self = sweep->self;
+
+	check_all(self);
+	unpin_page_and_check(&sweep->pin, self->pages[PINNED].tag, PINNED);
+}
+
 /*
  * Promise 1: there's no memory, and a reference to a page.  What can be done about the
  * one is to be known before anything is done about the other.
  */
 TEST_F(gmem, convert_pinned)
 {
-	const u64 pinned = 20;
 	struct sweep sweep = {
 		.name = "pinned page",
+		.prepare = prepare_pinned,
+		.call = call_pinned,
+		.check_failed = check_failed_convert,
+		.check_done = check_refused,
 		.range = { 10, 40, ATTR_PRIVATE },
 		.run = 3,
 	};
-	int err, nth, nr_enomem = 0;
-	u64 error_offset;
-	struct pin pin;
 
 	if (!init_sweep(&sweep, self, variant))
 		SKIP(return, FAIL_NTH_NEEDS);
 
-	sweep.injected = true;
-	for (nth = 1; sweep.injected; nth++) {
-		TEST_ASSERT(nth < FAIL_NTH_MAX, "There's no end of failures");
-
-		prepare_convert(&sweep);
-		pin_page(&pin, page_hva(self, pinned));
-
-		fail_nth_start(sweep.fail_nth_fd, nth);
-		err = __try_convert(self->fd, sweep.range.first * page_size,
-				    sweep.range.nr * page_size,
-				    sweep.range.attributes, &error_offset);
-		sweep.injected = fail_nth_stop(sweep.fail_nth_fd);
-
-		if (err == EAGAIN) {
-			/* The host may have to map its pages again, but that's all. */
-			TEST_ASSERT_EQ(error_offset, pinned * page_size);
-			check_all(self);
-		} else {
-			TEST_ASSERT(sweep.injected && (err == ENOMEM || err == EFAULT),
-				    "fail-nth = %d, injected = %d: errno = %d (%s)", nth,
-				    sweep.injected, err, strerror(err));
-			check_failed_convert(&sweep, err);
-			nr_enomem += err == ENOMEM;
-		}
-		unpin_page_and_check(&pin, self->pages[pinned].tag, pinned);
-	}
-
-	TEST_ASSERT_EQ(err, EAGAIN);
-	TEST_ASSERT(nr_enomem, "There was enough memory all the time");
+	run_sweep(&sweep);
+	TEST_ASSERT(sweep.nr_enomem, "There was enough memory all the time");
 	TEST_ASSERT_EQ(call_convert(&sweep), 0);
 	check_converted(&sweep);
 }
