@@ -2,54 +2,42 @@
 #ifndef __KVM_GUEST_MEMFD_ATTRIBUTES_H__
 #define __KVM_GUEST_MEMFD_ATTRIBUTES_H__
 
-#include <linux/maple_tree.h>
+#include <linux/kvm.h>
+#include <linux/rbtree.h>
 #include <linux/types.h>
 
-/*
- * The attributes, i.e. private or shared, of each page of a guest_memfd file.
- *
- * Only what differs from @initial is recorded, with no more entries than there
- * are runs of pages with equal attributes, so that the size of the record depends
- * on the number of runs, not on the size of the file, and a file that was never
- * converted needs no memory.
- *
- * The tree is locked externally, by the lock that the owner names with
- * mt_set_external_lock().  Changes require the lock for write, and walking over
- * runs requires it for read or write.  Lookups of a single page need no lock.
- */
-struct kvm_gmem_attributes {
-	struct maple_tree tree;
-	u64 initial;
-};
+struct kvm_gmem_range;
 
 /*
- * A change that was reserved, and either must be committed, which cannot fail,
- * or dropped.  The lock must be held, for write, from reserving to then.
+ * The attributes of the pages of a guest_memfd file, i.e. 0 for shared, or
+ * KVM_MEMORY_ATTRIBUTE_PRIVATE.  Callers must keep a change away from all other
+ * uses.  Ranges of pages are [start, end) throughout.
  */
-struct kvm_gmem_attributes_change {
-	struct ma_state mas;
-	void *entry;
+struct kvm_gmem_attributes {
+	struct rb_root ranges;
+	u64 initial;
+	unsigned long nr_ranges;
+	unsigned long nr_pages;		/* Pages that don't have @initial. */
 };
+
+int kvm_gmem_attributes_cache_init(void);
+void kvm_gmem_attributes_cache_exit(void);
 
 void kvm_gmem_attributes_init(struct kvm_gmem_attributes *attrs, u64 initial);
 void kvm_gmem_attributes_destroy(struct kvm_gmem_attributes *attrs);
 
 u64 kvm_gmem_attributes_get(struct kvm_gmem_attributes *attrs, pgoff_t index);
-u64 kvm_gmem_attributes_get_run(struct kvm_gmem_attributes *attrs, pgoff_t index,
-				pgoff_t *first, pgoff_t *last);
 bool kvm_gmem_attributes_next(struct kvm_gmem_attributes *attrs, u64 attributes,
-			      pgoff_t *start, pgoff_t *end, pgoff_t limit);
-bool kvm_gmem_attributes_range_has(struct kvm_gmem_attributes *attrs,
+			      pgoff_t *start, pgoff_t *next, pgoff_t end);
+unsigned long kvm_gmem_attributes_nr_private(struct kvm_gmem_attributes *attrs,
+					     unsigned long nr_pages);
+unsigned long kvm_gmem_attributes_nr_runs(struct kvm_gmem_attributes *attrs,
+					  unsigned long nr_pages);
+
+struct kvm_gmem_range *kvm_gmem_attributes_reserve(void);
+void kvm_gmem_attributes_drop(struct kvm_gmem_range *reserved);
+pgoff_t kvm_gmem_attributes_commit(struct kvm_gmem_attributes *attrs,
+				   struct kvm_gmem_range **reserved,
 				   pgoff_t start, pgoff_t end, u64 attributes);
-
-unsigned long kvm_gmem_attributes_count(struct kvm_gmem_attributes *attrs,
-					u64 attributes, unsigned long nr_pages,
-					unsigned long *nr_runs);
-
-int kvm_gmem_attributes_reserve(struct kvm_gmem_attributes *attrs,
-				struct kvm_gmem_attributes_change *change,
-				pgoff_t start, pgoff_t end, u64 attributes);
-void kvm_gmem_attributes_commit(struct kvm_gmem_attributes_change *change);
-void kvm_gmem_attributes_drop(struct kvm_gmem_attributes_change *change);
 
 #endif /* __KVM_GUEST_MEMFD_ATTRIBUTES_H__ */

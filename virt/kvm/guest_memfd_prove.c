@@ -79,6 +79,33 @@ void kvm_gmem_prove_guest_access(struct kvm *kvm, const struct kvm_memory_slot *
 		  is_private ? "private" : "shared");
 }
 
+/*
+ * A page is about to be mapped into a guest, by whatever path.  Memslots whose
+ * memory is guest_memfd's must map guest_memfd's page for the gfn, and nobody else
+ * may map a page that a guest owns.
+ */
+void kvm_gmem_prove_guest_mapping(struct kvm *kvm,
+				  const struct kvm_memory_slot *slot, gfn_t gfn,
+				  kvm_pfn_t pfn)
+{
+	void *owner = kvm_gmem_owner(pfn);
+	struct folio *folio;
+	struct file *file;
+
+	WARN_ONCE(owner && owner != kvm,
+		  "pfn 0x%llx is another guest's, gets mapped", pfn);
+
+	if (!slot || !kvm_memslot_is_gmem_only(slot))
+		return;
+
+	file = READ_ONCE(slot->gmem.file);
+	folio = pfn_valid(pfn) ? pfn_folio(pfn) : NULL;
+
+	WARN_ONCE(file && (!folio || folio->mapping != file->f_mapping ||
+			   folio->index != gfn - slot->base_gfn + slot->gmem.pgoff),
+		  "gfn 0x%llx gets pfn 0x%llx, which isn't guest_memfd's", gfn, pfn);
+}
+
 /* The page is about to be freed. */
 void kvm_gmem_prove_free(kvm_pfn_t pfn, kvm_pfn_t nr_pages)
 {

@@ -5,31 +5,30 @@
  *
  *	guest_memfd [-s SEED] [-n OPERATIONS]
  */
-#include "maple-shared.h"
-#include "test.h"
 #include <getopt.h>
 #include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
-#include "../../../lib/maple_tree.c"
+#include <linux/types.h>
+#include <linux/kernel.h>
 
 #define pgoff_t		unsigned long
 
-/* What the record allocates with; without reclaim, allocations fail on demand. */
-static gfp_t test_gfp = GFP_KERNEL;
-#undef GFP_KERNEL
-#define GFP_KERNEL	test_gfp
 #include "../../../virt/kvm/guest_memfd_attributes.c"
-#undef GFP_KERNEL
-#define GFP_KERNEL	(__GFP_RECLAIM | __GFP_IO | __GFP_FS)
 
 #define PRIVATE		8ull
 #define MAX_PAGES	4096
 
+/* How many conversions are under way at a time. */
+#define MAX_PENDING	8
+
 /* The last page of the largest file possible, and then some. */
 #define LAST_PAGE	((pgoff_t)(LLONG_MAX >> 12))
 
-static unsigned long long seed;
+static unsigned long long seed, state;
 
 #define check(cond)							\
 do {									\
@@ -39,15 +38,6 @@ do {									\
 		abort();						\
 	}								\
 } while (0)
-
-void maple_rcu_cb(struct rcu_head *head)
-{
-	struct maple_node *node = container_of(head, struct maple_node, rcu);
-
-	kmem_cache_free(maple_node_cache, node);
-}
-
-static unsigned long long state;
 
 static unsigned long rnd(unsigned long below)
 {
@@ -60,152 +50,134 @@ static struct kvm_gmem_attributes attrs;
 static unsigned char model[MAX_PAGES];
 static unsigned long nr_pages;
 static pgoff_t base;		/* index of the page that is model[0] */
-static bool plenty;		/* of memory, even for what isn't needed */
 
-/* Entries, and gaps between them, both of which take a slot in a node. */
-static unsigned long nr_slots(void)
+/* A conversion: its pages are nobody else's until it ends. */
+struct pending {
+	struct kvm_gmem_range *reserved;
+	unsigned long first, nr;
+	unsigned char want;
+};
+
+static struct pending pending[MAX_PENDING];
+static int nr_pending;
+
+static unsigned long model_runs(void)
 {
-	MA_STATE(mas, &attrs.tree, 0, 0);
-	unsigned long nr = 0, last;
+	unsigned long i, nr = 1;
 
-	do {
-		mas_walk(&mas);
-		last = mas.last;
-		mas_set(&mas, last + 1);
-		nr++;
-	} while (last != ULONG_MAX);
-
+	for (i = 1; i < nr_pages; i++)
+		nr += model[i] != model[i - 1];
 	return nr;
 }
 
-/* Runs of pages with @attributes, in the file. */
-static unsigned long model_runs(unsigned char attributes)
+/* Ranges that differ from the initial state: the fewest that there can be. */
+static unsigned long model_ranges(void)
 {
 	unsigned long i, nr = 0;
 
 	for (i = 0; i < nr_pages; i++)
-		nr += model[i] == attributes && (!i || model[i - 1] != attributes);
+		nr += model[i] != attrs.initial &&
+		      (!i || model[i - 1] == attrs.initial);
 	return nr;
 }
 
-/* Does the page differ from the previous one?  What's not in the file never changes. */
-static bool is_boundary(pgoff_t index)
+static void check_tree(void)
 {
-	unsigned long i = index - base;
+	struct rb_node *node;
+	pgoff_t end = 0;
+	unsigned long nr = 0;
 
-	return (i < nr_pages ? model[i] : attrs.initial) !=
-	       (i - 1 < nr_pages ? model[i - 1] : attrs.initial);
-}
+	for (node = rb_first(&attrs.ranges); node; node = rb_next(node), nr++) {
+		struct kvm_gmem_range *r = kvm_gmem_range_of(node);
 
-static bool is_mixed(pgoff_t block)
-{
-	unsigned long i, nr = 0;
-
-	for (i = 1; i < KVM_GMEM_BLOCK_PAGES; i++)
-		nr += is_boundary(block + i);
-	return nr >= 2;
-}
-
-/*
- * How many slots it takes at least: one for each run, but only one for a block that
- * has two boundaries or more in it.
- */
-static unsigned long model_slots(void)
-{
-	pgoff_t block, end = base + nr_pages;
-	unsigned long i, nr = 1;
-	bool mixed, previous = false;
-
-	for (block = round_down(base, KVM_GMEM_BLOCK_PAGES); block <= end;
-	     block += KVM_GMEM_BLOCK_PAGES) {
-		mixed = is_mixed(block);
-		nr += block && (mixed || previous || is_boundary(block));
-		for (i = 1; i < KVM_GMEM_BLOCK_PAGES && !mixed; i++)
-			nr += is_boundary(block + i);
-		previous = mixed;
+		/* Neither empty, nor overlapping, nor touching. */
+		check(r->start < r->end);
+		check(!nr || r->start > end);
+		end = r->end;
 	}
-	return nr + previous;
-}
-
-static unsigned long model_end(unsigned long i, unsigned long limit)
-{
-	unsigned long end = i;
-
-	while (end < limit && model[end] == model[i])
-		end++;
-	return end;
+	check(nr == attrs.nr_ranges);
 }
 
 /* Each look at the record, for a range, says what the model says. */
 static void check_range(unsigned long first, unsigned long limit)
 {
 	unsigned char want = rnd(2) ? PRIVATE : 0;
-	pgoff_t start = base + first, end;
+	pgoff_t start = base + first, next;
 	unsigned long i = first;
 
 	for (;;) {
 		while (i < limit && model[i] == want)
 			i++;
-
-		check(kvm_gmem_attributes_range_has(&attrs, start, base + limit, want) ==
-		      (i == limit));
-		if (!kvm_gmem_attributes_next(&attrs, want, &start, &end, base + limit))
+		if (!kvm_gmem_attributes_next(&attrs, want, &start, &next, base + limit))
 			break;
 
 		check(i < limit);
 		check(start == base + i);
-		i = model_end(i, limit);
-		check(end == base + i);
-		start = end;
+		while (i < limit && model[i] != want)
+			i++;
+		check(next == base + i);
+		start = next;
 	}
 	check(i == limit);
 }
 
 static void check_all(void)
 {
-	unsigned long i, nr_runs, counted, nr, nr_private = 0;
+	unsigned long i, nr_private = 0;
 
 	for (i = 0; i < nr_pages; i++) {
 		check(kvm_gmem_attributes_get(&attrs, base + i) == model[i]);
 		nr_private += model[i] == PRIVATE;
 	}
 	check_range(0, nr_pages);
-	mt_validate(&attrs.tree);
-
-	nr_runs = model_runs(PRIVATE) + model_runs(0);
-
-	check(!plenty || nr_slots() == model_slots());
+	check_tree();
+	check(attrs.nr_ranges == model_ranges());
 
 	if (!base) {
-		nr = kvm_gmem_attributes_count(&attrs, PRIVATE, nr_pages, &counted);
-		check(nr == nr_private);
-		check(counted == nr_runs);
+		check(kvm_gmem_attributes_nr_private(&attrs, nr_pages) == nr_private);
+		check(kvm_gmem_attributes_nr_runs(&attrs, nr_pages) == model_runs());
 	}
+	check(kvm_gmem_range_cachep->nr_allocated ==
+	      attrs.nr_ranges + ({ int n = 0; for (i = 0; i < nr_pending; i++)
+				   n += !!pending[i].reserved; n; }));
 }
 
-/* Does the change leave nothing to record? */
-static bool empties(unsigned long first, unsigned long nr, unsigned char want)
+/* Commit as the kernel does: as often as it takes, and with nothing to allocate. */
+static void commit(struct kvm_gmem_range *reserved, pgoff_t start, pgoff_t end,
+		   u64 attributes)
 {
-	unsigned long i;
+	pgoff_t next;
 
-	if (want != attrs.initial)
-		return false;
-
-	for (i = 0; i < nr_pages; i++) {
-		if ((i < first || i >= first + nr) && model[i] != attrs.initial)
-			return false;
+	kvm_gmem_range_cachep->fails = true;
+	while (start < end) {
+		next = kvm_gmem_attributes_commit(&attrs, &reserved, start, end,
+						  attributes);
+		check(next > start && next <= end);
+		start = next;
 	}
-	return true;
+	kvm_gmem_range_cachep->fails = false;
+	kvm_gmem_attributes_drop(reserved);
 }
 
-/* Convert, or not: memory may run out, or the caller may change its mind. */
-static void one_operation(void)
+static bool overlaps(unsigned long first, unsigned long nr)
 {
-	unsigned long first = rnd(nr_pages), nr = 1;
-	struct kvm_gmem_attributes_change change;
+	int i;
+
+	for (i = 0; i < nr_pending; i++) {
+		if (first < pending[i].first + pending[i].nr &&
+		    pending[i].first < first + nr)
+			return true;
+	}
+	return false;
+}
+
+/* Begin a conversion, and reserve what it needs, if it needs anything. */
+static void begin_one(void)
+{
+	unsigned long first = rnd(nr_pages), nr = 1, i;
+	struct pending *p = &pending[nr_pending];
 	unsigned char want = rnd(2) ? PRIVATE : 0;
-	bool scarce = !rnd(3);
-	int r;
+	bool uniform = true;
 
 	switch (rnd(4)) {
 	case 0:
@@ -215,50 +187,55 @@ static void one_operation(void)
 		nr = 1 + rnd(min(nr_pages - first, 16ul));
 		break;
 	}
+	if (overlaps(first, nr))
+		return;
 
-	if (scarce) {
-		test_gfp = GFP_NOWAIT;
-		kmem_cache_set_non_kernel(maple_node_cache, rnd(12));
+	for (i = first; i < first + nr; i++)
+		uniform &= model[i] != want;
+
+	*p = (struct pending) { .first = first, .nr = nr, .want = want };
+	if (uniform) {
+		kvm_gmem_range_cachep->fails = !rnd(4);
+		p->reserved = kvm_gmem_attributes_reserve();
+		check(!p->reserved == kvm_gmem_range_cachep->fails);
+		kvm_gmem_range_cachep->fails = false;
+		if (!p->reserved)
+			return;
 	}
-
-	r = kvm_gmem_attributes_reserve(&attrs, &change, base + first,
-					base + first + nr, want);
-	check(!r || (scarce && r == -ENOMEM && !empties(first, nr, want)));
-
-	/* From here on nothing is needed, but the record stays small if there is. */
-	test_gfp = GFP_NOWAIT;
-	kmem_cache_set_non_kernel(maple_node_cache, plenty ? 1000 : rnd(4));
-
-	if (!r && rnd(8)) {
-		kvm_gmem_attributes_commit(&change);
-		memset(model + first, want, nr);
-	} else if (!r) {
-		kvm_gmem_attributes_drop(&change);
-	}
-	test_gfp = GFP_KERNEL;
-
-	first -= min(first, 2ul);
-	check_range(first, min(first + nr + 4, nr_pages));
+	nr_pending++;
 }
 
-static void begin(unsigned long nr, pgoff_t where, unsigned char initial)
+/* End one of those under way, whatever has become of the pages around it. */
+static void end_one(bool convert)
+{
+	int i = rnd(nr_pending);
+	struct pending p = pending[i];
+
+	pending[i] = pending[--nr_pending];
+	if (convert) {
+		commit(p.reserved, base + p.first, base + p.first + p.nr, p.want);
+		memset(model + p.first, p.want, p.nr);
+	} else {
+		kvm_gmem_attributes_drop(p.reserved);
+	}
+	p.first -= min(p.first, 2ul);
+	check_range(p.first, min(p.first + p.nr + 4, nr_pages));
+}
+
+static void begin_file(unsigned long nr, pgoff_t where, unsigned char initial)
 {
 	nr_pages = nr;
 	base = where;
 	memset(model, initial, nr);
-	plenty = true;
 	kvm_gmem_attributes_init(&attrs, initial);
 }
 
-/*
- * Nothing is left.  Nodes come from a kmem_cache, but some go by way of kfree(),
- * which counts for itself.  There are no other users of kfree().
- */
-static void end(void)
+static void end_file(void)
 {
+	while (nr_pending)
+		end_one(rnd(2));
 	kvm_gmem_attributes_destroy(&attrs);
-	rcu_barrier();
-	check(kmem_cache_nr_allocated(maple_node_cache) + kmalloc_nr_allocated == 0);
+	check(!kvm_gmem_range_cachep->nr_allocated);
 }
 
 static void random_operations(unsigned long nr)
@@ -269,40 +246,37 @@ static void random_operations(unsigned long nr)
 	for (file = 0; file < nr_files; file++) {
 		unsigned long size = sizes[rnd(ARRAY_SIZE(sizes))];
 
-		begin(size, rnd(2) ? 0 : rnd(2) ? 1ul << 40 : LAST_PAGE - size,
-		      rnd(2) ? PRIVATE : 0);
-		plenty = rnd(2);
+		begin_file(size, rnd(2) ? 0 : rnd(2) ? 1ul << 40 : LAST_PAGE - size,
+			   rnd(2) ? PRIVATE : 0);
 		for (i = 0; i < nr / nr_files; i++) {
-			one_operation();
+			if (nr_pending == MAX_PENDING || (nr_pending && rnd(2)))
+				end_one(rnd(8));
+			else
+				begin_one();
 			if (nr_pages <= 64 || !rnd(1000))
 				check_all();
 		}
 		check_all();
-		end();
+		end_file();
 	}
 }
 
-static void set(unsigned long first, unsigned long nr, u64 attributes)
+static void set(pgoff_t start, unsigned long nr, u64 attributes)
 {
-	struct kvm_gmem_attributes_change change;
-
-	check(!kvm_gmem_attributes_reserve(&attrs, &change, first, first + nr,
-					   attributes));
-	kvm_gmem_attributes_commit(&change);
+	commit(kvm_gmem_attributes_reserve(), start, start + nr, attributes);
 }
 
 /*
- * Pages at a @distance, i.e. every other one, which makes for few entries, or so far
- * apart that each is one, which makes for a tree of many levels.  In order, backwards,
- * or at random, and what becomes of it: closing the file, one conversion that covers
- * all, filling the gaps, or undoing it page by page.
+ * Pages that are far apart, so that each is a range, in order, backwards, or at
+ * random, and what becomes of them: closing the file, one conversion that covers
+ * all, to either state, filling the gaps, or undoing it page by page.
  */
-static void tall(unsigned long nr, unsigned long distance, int order, int ending)
+static void many(unsigned long nr, int order, int ending)
 {
 	unsigned long i, j, tmp, *pages = malloc(nr * sizeof(*pages));
 
 	for (i = 0; i < nr; i++)
-		pages[i] = distance * (order == 1 ? nr - i : i + 1) - 1;
+		pages[i] = 64 * (order == 1 ? nr - i : i + 1) - 1;
 	for (i = nr - 1; order == 2 && i; i--) {
 		j = rnd(i + 1);
 		tmp = pages[i];
@@ -310,35 +284,34 @@ static void tall(unsigned long nr, unsigned long distance, int order, int ending
 		pages[j] = tmp;
 	}
 
-	begin(0, 0, 0);
+	begin_file(0, 0, 0);
 	for (i = 0; i < nr; i++)
 		set(pages[i], 1, PRIVATE);
-	if (distance == 2) {
-		check(nr_slots() <= nr / 16 + 2);
-	} else {
-		check(nr_slots() == 2 * nr + 1);
-		check(mt_height(&attrs.tree) >= 4);
-	}
-	mt_validate(&attrs.tree);
+	check(attrs.nr_ranges == nr && attrs.nr_pages == nr);
+	check_tree();
 
 	switch (ending) {
 	case 1:
-		set(0, distance * nr, PRIVATE);
-		check(nr_slots() == 2);
+		set(0, 64 * nr, PRIVATE);
+		check(attrs.nr_ranges == 1 && attrs.nr_pages == 64 * nr);
 		break;
 	case 2:
-		for (i = 0; i < nr; i++)
-			set(pages[i] + 1 - distance, distance - 1, PRIVATE);
-		check(nr_slots() == 2);
+		set(0, 64 * nr, 0);
+		check(!attrs.nr_ranges && !attrs.nr_pages);
 		break;
 	case 3:
 		for (i = 0; i < nr; i++)
+			set(pages[i] - 63, 63, PRIVATE);
+		check(attrs.nr_ranges == 1 && attrs.nr_pages == 64 * nr);
+		break;
+	case 4:
+		for (i = 0; i < nr; i++)
 			set(pages[i], 1, 0);
-		check(nr_slots() == 1);
+		check(!attrs.nr_ranges && !attrs.nr_pages);
 		break;
 	}
-	mt_validate(&attrs.tree);
-	end();
+	check_tree();
+	end_file();
 	free(pages);
 }
 
@@ -362,20 +335,17 @@ int main(int argc, char *argv[])
 	}
 	state = seed;
 	printf("seed %llu\n", seed);
-
 	setbuf(stdout, NULL);
-	rcu_register_thread();
-	maple_tree_init();
+	check(!kvm_gmem_attributes_cache_init());
 
 	random_operations(nr);
 	printf("ok %lu random operations\n", nr);
 
 	for (order = 0; order < 3; order++) {
-		for (ending = 0; ending < 4; ending++) {
-			tall(20000, 2, order, ending);
-			tall(20000, 64, order, ending);
-		}
+		for (ending = 0; ending < 5; ending++)
+			many(20000, order, ending);
 	}
 	printf("ok 20000 ranges, in any order, and back\n");
+	kvm_gmem_attributes_cache_exit();
 	return 0;
 }

@@ -50,13 +50,10 @@
 #define STRIDE			64
 
 /*
- * What a page more may cost, at least and at most: two ranges, i.e. two slots of
- * nodes that have 256 bytes, up to 16 slots, and are all full, or half empty.  On
- * top of that come nodes that refer to other nodes, and what it takes to account
- * for a node.
+ * What a range costs: an object of 40 bytes, and a pointer to who is charged.  It
+ * takes no other memory.
  */
-#define MIN_BYTES_PER_PAGE	32
-#define MAX_BYTES_PER_PAGE	128
+#define BYTES_PER_RANGE		48
 
 /* How long to wait for memory to be freed. */
 #define MAX_GRACE_PERIODS	10000
@@ -368,7 +365,7 @@ static void build_record(memcg_data *self, u64 nr, u64 stride, enum order order)
 	struct command cmd = {
 		.op = FRAGMENT,
 		.nr = nr,
-		.stride = stride,
+		.stride = STRIDE,
 		.order = order,
 		.attributes = ATTR_PRIVATE,
 	};
@@ -433,8 +430,7 @@ static void wait_for_memory(const char *cgroup, long base)
 
 static void __check_charge(long charge, u64 nr, int line)
 {
-	TEST_ASSERT(charge > (long)(nr * MIN_BYTES_PER_PAGE) - slack &&
-		    charge < (long)(nr * MAX_BYTES_PER_PAGE) + slack,
+	TEST_ASSERT(labs(charge - (long)(nr * BYTES_PER_RANGE)) < slack,
 		    "Line %d: %ld bytes are charged for %lu pages", line, charge, nr);
 }
 
@@ -520,13 +516,13 @@ TEST_F(memcg, size_of_file)
  * Many pages are private, and all of that goes away in a variety of ways.  There
  * are as many ways to go back to what once was as there are to get there.
  */
-static void test_merge(memcg_data *self, enum order order, u64 stride)
+static void test_merge(memcg_data *self, enum order order)
 {
-	const u64 nr_pages = NR_PAGES * stride;
+	const u64 nr_pages = NR_PAGES * STRIDE;
 	struct command undo = {
 		.op = FRAGMENT,
 		.nr = NR_PAGES,
-		.stride = stride,
+		.stride = STRIDE,
 	};
 	struct gmem_info info;
 	long base;
@@ -535,13 +531,8 @@ static void test_merge(memcg_data *self, enum order order, u64 stride)
 	base = charged(self->cgroup);
 
 	/* At once, to either state. */
-	build_record(self, NR_PAGES, stride, order);
-	if (stride == STRIDE)
-		check_charge(charged(self->cgroup) - base, NR_PAGES);
-	else
-		TEST_ASSERT(charged(self->cgroup) < base + slack,
-			    "%ld bytes are charged for neighbors",
-			    charged(self->cgroup) - base);
+	build_record(self, NR_PAGES, STRIDE, order);
+	check_charge(charged(self->cgroup) - base, NR_PAGES);
 	info = convert_all(self, nr_pages, ATTR_SHARED);
 	TEST_ASSERT_EQ(info.private, 0);
 	TEST_ASSERT_EQ(info.ranges, 1);
@@ -549,7 +540,7 @@ static void test_merge(memcg_data *self, enum order order, u64 stride)
 	close_file(self);
 
 	create_file(self, nr_pages);
-	build_record(self, NR_PAGES, stride, order);
+	build_record(self, NR_PAGES, STRIDE, order);
 	info = convert_all(self, nr_pages, ATTR_PRIVATE);
 	TEST_ASSERT_EQ(info.private, nr_pages);
 	TEST_ASSERT_EQ(info.ranges, 1);
@@ -559,7 +550,7 @@ static void test_merge(memcg_data *self, enum order order, u64 stride)
 	/* One by one. */
 	for (undo.order = IN_ORDER; undo.order <= ALTERNATING; undo.order++) {
 		create_file(self, nr_pages);
-		build_record(self, NR_PAGES, stride, order);
+		build_record(self, NR_PAGES, STRIDE, order);
 		info = do_command(self, &undo).info;
 		TEST_ASSERT_EQ(info.private, 0);
 		TEST_ASSERT_EQ(info.ranges, 1);
@@ -573,14 +564,34 @@ static void test_merge(memcg_data *self, enum order order, u64 stride)
 TEST_F(memcg, merge)
 {
 	start_worker(self);
-	test_merge(self, variant->order, STRIDE);
+	test_merge(self, variant->order);
 }
 
-/* Every other page takes next to none, as they are recorded together. */
+/* Pages next to each other take one range, in whatever order they are converted. */
 TEST_F(memcg, merge_neighbors)
 {
+	struct command fragment = {
+		.op = FRAGMENT,
+		.nr = NR_PAGES,
+		.stride = 1,
+		.order = variant->order,
+		.attributes = ATTR_PRIVATE,
+	};
+	struct gmem_info info;
+	long base;
+
 	start_worker(self);
-	test_merge(self, variant->order, 2);
+	create_file(self, NR_PAGES);
+	base = charged(self->cgroup);
+
+	info = do_command(self, &fragment).info;
+	TEST_ASSERT_EQ(info.private, NR_PAGES);
+	TEST_ASSERT_EQ(info.ranges, 1);
+	TEST_ASSERT_EQ(info.converted, NR_PAGES);
+	TEST_ASSERT(charged(self->cgroup) < base + slack,
+		    "%ld bytes are charged for neighbors",
+		    charged(self->cgroup) - base);
+	close_file(self);
 }
 
 /* Returns the number of bytes that can be charged. */
@@ -599,7 +610,7 @@ static void run_into_limit(memcg_data *self, const memcg_variant *variant,
 {
 	*cmd = (struct command) {
 		.op = FRAGMENT,
-		.nr = 8 * LIMIT / MIN_BYTES_PER_PAGE,
+		.nr = SZ_1M,
 		.stride = STRIDE,
 		.order = variant->order,
 		.attributes = ATTR_PRIVATE,
@@ -616,8 +627,7 @@ static void __check_growth(memcg_data *self, long base_used, long max, int line)
 	TEST_ASSERT(growth < LIMIT + LIMIT / 4 + 2 * slack,
 		    "Line %d: %ld bytes more are used, beyond a limit of %ld",
 		    line, growth, LIMIT);
-	/* Several nodes at a time can't be refused anymore, but that's rare. */
-	TEST_ASSERT(peak <= max + slack / 4,
+	TEST_ASSERT(peak <= max,
 		    "Line %d: the limit was exceeded by %ld bytes", line, peak - max);
 }
 
@@ -641,8 +651,8 @@ TEST_F(memcg, enomem)
 
 	reply = __do_command(self, &cmd);
 	TEST_ASSERT_EQ(reply.err, ENOMEM);
-	TEST_ASSERT(reply.nr > LIMIT / 2 / MAX_BYTES_PER_PAGE &&
-		    reply.nr < 2 * LIMIT / MIN_BYTES_PER_PAGE,
+	TEST_ASSERT(reply.nr > LIMIT / 2 / BYTES_PER_RANGE &&
+		    reply.nr <= (LIMIT + slack) / BYTES_PER_RANGE,
 		    "Memory was enough for %lu pages", reply.nr);
 	nr = reply.nr;
 	TEST_ASSERT_EQ(reply.info.private, nr);
@@ -653,9 +663,8 @@ TEST_F(memcg, enomem)
 	check_growth(self, base_used, max);
 
 	/*
-	 * There's memory for a few pages more as some nodes are freed that had to be
-	 * replaced, and next to pages that are private there may be no need for any.
-	 * All of that stays within the limit.
+	 * There may be memory for a few pages more, as what is charged in advance on
+	 * each CPU is given back.  All of that stays within the limit.
 	 */
 	for (i = 1; i <= NR_RETRIES; i++) {
 		cmd.first = i * STRIDE / (NR_RETRIES + 1);

@@ -55,7 +55,7 @@
 #define NR_PAGES		(SIZE / page_size)
 
 /* Enough for the watcher to have its say while KVM looks at them. */
-#define NR_RUNS			60000
+#define NR_RUNS			16384
 
 /* How often to try, if the watcher or the owner is too late. */
 #define NR_ATTEMPTS		20
@@ -479,10 +479,7 @@ TEST_F(signals, host_mapped)
 		check_contents(owner);
 }
 
-/*
- * There's next to nothing in the range, but it takes long to find out about that
- * if the range is a fragmented one.
- */
+/* Each page that is to be converted is in a range of its own, next to private ones. */
 TEST_F(signals, fragmented)
 {
 	struct owner *owner = &self->owner;
@@ -496,11 +493,15 @@ TEST_F(signals, fragmented)
 	const u64 size = (NR_RUNS + 2) * fragment.stride;
 	struct gmem_info before, after;
 	bool in_time;
+	u64 run;
 	int i;
 
 	for (i = 0; i < NR_ATTEMPTS; i++) {
 		start_owner(owner, size);
 		do_command(owner, &fragment);
+
+		for (run = 1; run <= NR_RUNS; run++)
+			WRITE_ONCE(*(u64 *)(owner->mem + run * fragment.stride + page_size), run);
 
 		/* Seen first, and thus tells when the conversion has begun. */
 		WRITE_ONCE(*(u64 *)owner->mem, 0x1234);

@@ -58,19 +58,6 @@ static inline int fail_nth_open(void)
 	return open("/proc/thread-self/fail-nth", O_RDWR);
 }
 
-/*
- * Have a slab cache give back what isn't in use, i.e. have none of the objects
- * that the kernel keeps for allocations that can't fail.
- */
-static inline void fail_nth_drain(const char *cache)
-{
-	char path[128];
-
-	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", cache);
-	TEST_ASSERT(!access(path, W_OK), "There's no %s", path);
-	fail_nth_set(path, "1");
-}
-
 static inline void fail_nth_start(int fd, int nth)
 {
 	char buf[16];

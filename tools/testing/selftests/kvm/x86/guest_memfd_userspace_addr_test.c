@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Memory that comes from guest_memfd never comes from userspace_addr: not for
+ * guests, not for nested guests, and not for KVM when it walks page tables.  What
+ * is mapped at userspace_addr is the file itself, other memory, another VM's
+ * guest_memfd, or nothing, and it is replaced while the guest has it mapped, if
+ * KVM made that mistake.
+ *
+ * Nested guests always have their page tables shadowed.  Others do if KVM runs
+ * without nested paging, e.g. with kvm_amd.npt=0.
+ */
+#include <sys/mman.h>
+
+#include "guest_memfd_util.h"
+#include "kselftest_harness.h"
+#include "svm_util.h"
+#include "vmx.h"
+
+/* Twice as many as KVM prefetches around a fault. */
+#define NR_PAGES	16
+#define MEM_SLOT	1
+#define MEM_BASE	0xc0000000ul
+#define HOLE		11
+
+#define PT_SLOT		2
+#define PT_BASE		0xd0000000ul
+#define PT_PAGES	64
+
+/* Contents: of the file, as the guest writes it, and of what isn't the guest's. */
+#define OLD_TAG		0x6767676767670000ul
+#define NEW_TAG		0x7878787878780000ul
+#define ALIEN_TAG	0x4141414141410000ul
+#define VICTIM_TAG	0x5353535353530000ul
+
+enum stage {
+	STAGE_READ = 1,
+	STAGE_READ_AGAIN,
+	STAGE_WRITTEN,
+	STAGE_HOLE,
+};
+
+static u64 *guest_page(int i)
+{
+	return (u64 *)(MEM_BASE + i * PAGE_SIZE);
+}
+
+/* Fault on the middle of what is prefetched first. */
+static int nth_page(int i)
+{
+	return (i + 4) % NR_PAGES;
+}
+
+static void guest_expect(u64 tag)
+{
+	int i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		GUEST_ASSERT_EQ(READ_ONCE(*guest_page(nth_page(i))),
+				tag + nth_page(i));
+}
+
+static void guest_code(void)
+{
+	int i;
+
+	guest_expect(OLD_TAG);
+	GUEST_SYNC(STAGE_READ);
+
+	guest_expect(OLD_TAG);
+	GUEST_SYNC(STAGE_READ_AGAIN);
+
+	for (i = 0; i < NR_PAGES; i++)
+		WRITE_ONCE(*guest_page(i), NEW_TAG + i);
+	GUEST_SYNC(STAGE_WRITTEN);
+
+	for (i = 0; i < NR_PAGES; i++)
+		GUEST_ASSERT_EQ(READ_ONCE(*guest_page(i)), i == HOLE ? 0 : NEW_TAG + i);
+	GUEST_SYNC(STAGE_HOLE);
+}
+
+static void l1_guest_code(void *data)
+{
+	if (this_cpu_has(X86_FEATURE_VMX)) {
+		GUEST_ASSERT(prepare_for_vmx_operation(data));
+		GUEST_ASSERT(load_vmcs(data));
+		prepare_vmcs(data, guest_code);
+		GUEST_ASSERT(!vmlaunch());
+	} else {
+		struct svm_test_data *svm = data;
+
+		generic_svm_setup(svm, guest_code);
+		run_guest(svm->vmcb, svm->vmcb_gpa);
+	}
+}
+
+enum uaddr {
+	UADDR_FILE,
+	UADDR_OTHER_MEMORY,
+	UADDR_OTHER_GMEM,
+	UADDR_NOTHING,
+};
+
+FIXTURE(uaddr) {
+	struct kvm_vm *vm;
+	struct kvm_vm *other_vm;
+	struct kvm_vcpu *vcpu;
+	int fd;
+	int other_fd;
+	u8 *mem;
+	u8 *uaddr;
+	u8 *pt_mem;
+	size_t size;
+};
+
+FIXTURE_VARIANT(uaddr) {
+	enum uaddr uaddr;
+	bool nested;
+	bool nested_tdp;
+};
+
+#define UADDR_VARIANTS(name, what)						\
+FIXTURE_VARIANT_ADD(uaddr, name##_l1) { .uaddr = what };			\
+FIXTURE_VARIANT_ADD(uaddr, name##_l2) { .uaddr = what, .nested = true };	\
+FIXTURE_VARIANT_ADD(uaddr, name##_l2_tdp) {					\
+	.uaddr = what, .nested = true, .nested_tdp = true,			\
+}
+
+UADDR_VARIANTS(file, UADDR_FILE);
+UADDR_VARIANTS(other_memory, UADDR_OTHER_MEMORY);
+UADDR_VARIANTS(other_gmem, UADDR_OTHER_GMEM);
+UADDR_VARIANTS(nothing, UADDR_NOTHING);
+
+#define uaddr_data FIXTURE_DATA(uaddr)
+#define uaddr_variant FIXTURE_VARIANT(uaddr)
+
+static void fill(u8 *mem, u64 tag)
+{
+	int i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		*(u64 *)(mem + i * PAGE_SIZE) = tag + i;
+}
+
+static void expect(u8 *mem, u64 tag, const char *what)
+{
+	u64 val;
+	int i;
+
+	for (i = 0; i < NR_PAGES; i++) {
+		val = READ_ONCE(*(u64 *)(mem + i * PAGE_SIZE));
+		TEST_ASSERT(val == tag + i, "Page %d of %s: 0x%lx, not 0x%lx", i,
+			    what, val, tag + i);
+	}
+}
+
+static u8 *map_at(u8 *addr, size_t size, int fd)
+{
+	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+	u8 *mem = mmap(addr, size, PROT_READ | PROT_WRITE,
+		       flags | (addr ? MAP_FIXED : 0), fd, 0);
+
+	TEST_ASSERT(mem != MAP_FAILED, "mmap() failed");
+	return mem;
+}
+
+static void set_up_uaddr(uaddr_data *self, enum uaddr uaddr)
+{
+	switch (uaddr) {
+	case UADDR_FILE:
+		self->uaddr = map_at(NULL, self->size, self->fd);
+		break;
+	case UADDR_OTHER_MEMORY:
+		self->uaddr = map_at(NULL, self->size, -1);
+		fill(self->uaddr, ALIEN_TAG);
+		break;
+	case UADDR_OTHER_GMEM:
+		self->other_vm = vm_create_barebones();
+		self->other_fd = vm_create_guest_memfd(self->other_vm, self->size,
+						       MMAP_SHARED);
+		self->uaddr = map_at(NULL, self->size, self->other_fd);
+		fill(self->uaddr, ALIEN_TAG);
+		break;
+	case UADDR_NOTHING:
+		self->uaddr = map_at(NULL, self->size, -1);
+		kvm_munmap(self->uaddr, self->size);
+		break;
+	}
+}
+
+/* Have the page tables of nested guests' memory in guest_memfd, too. */
+static void set_up_nested(uaddr_data *self, const uaddr_variant *variant)
+{
+	gva_t data = 0;
+	int fd;
+
+	if (variant->nested_tdp) {
+		fd = vm_create_guest_memfd(self->vm, PT_PAGES * PAGE_SIZE, MMAP_SHARED);
+		vm_mem_add(self->vm, VM_MEM_SRC_ANONYMOUS, PT_BASE, PT_SLOT, PT_PAGES,
+			   KVM_MEM_GUEST_MEMFD, fd, 0);
+		self->pt_mem = addr_gpa2hva(self->vm, PT_BASE);
+		map_at(self->pt_mem, PT_PAGES * PAGE_SIZE, fd);
+		vm_enable_tdp(self->vm);
+	}
+
+	if (kvm_cpu_has(X86_FEATURE_VMX))
+		vcpu_alloc_vmx(self->vm, &data);
+	else
+		vcpu_alloc_svm(self->vm, &data);
+	vcpu_args_set(self->vcpu, 1, data);
+
+	if (variant->nested_tdp) {
+		tdp_identity_map_default_memslots(self->vm);
+		self->vm->memslots[MEM_REGION_PT] = PT_SLOT;
+		tdp_map(self->vm, MEM_BASE, MEM_BASE, self->size);
+	}
+}
+
+FIXTURE_SETUP(uaddr)
+{
+	int i;
+
+	if (!(kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_INIT_SHARED))
+		SKIP(return, "Needs guest_memfds that can be mapped");
+	if (variant->nested && !kvm_cpu_has(X86_FEATURE_SVM) &&
+	    !kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "Needs nested virtualization");
+	if (variant->nested_tdp && !kvm_cpu_has_tdp())
+		SKIP(return, "Needs nested paging for nested guests");
+
+	self->size = NR_PAGES * PAGE_SIZE;
+	self->other_fd = -1;
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, variant->nested ?
+					   (void *)l1_guest_code : guest_code);
+	self->fd = vm_create_guest_memfd(self->vm, self->size, MMAP_SHARED);
+	self->mem = map_at(NULL, self->size, self->fd);
+	fill(self->mem, OLD_TAG);
+	set_up_uaddr(self, variant->uaddr);
+
+	vm_set_user_memory_region2(self->vm, MEM_SLOT, KVM_MEM_GUEST_MEMFD, MEM_BASE,
+				   self->size, self->uaddr, self->fd, 0);
+	for (i = 0; i < NR_PAGES; i++)
+		virt_pg_map(self->vm, MEM_BASE + i * PAGE_SIZE, MEM_BASE + i * PAGE_SIZE);
+	if (variant->nested)
+		set_up_nested(self, variant);
+}
+
+FIXTURE_TEARDOWN(uaddr)
+{
+	if (!self->vm)
+		return;
+
+	kvm_vm_free(self->vm);
+	kvm_munmap(self->mem, self->size);
+	kvm_close(self->fd);
+	if (self->other_vm) {
+		kvm_close(self->other_fd);
+		kvm_vm_free(self->other_vm);
+	}
+}
+
+static void run(uaddr_data *self, enum stage stage)
+{
+	struct ucall uc;
+
+	vcpu_run(self->vcpu);
+	switch (get_ucall(self->vcpu, &uc)) {
+	case UCALL_ABORT:
+		REPORT_GUEST_ASSERT(uc);
+		break;
+	case UCALL_SYNC:
+		TEST_ASSERT_EQ(uc.args[1], stage);
+		break;
+	default:
+		TEST_FAIL("Unexpected exit %u, not stage %u",
+			  self->vcpu->run->exit_reason, stage);
+	}
+}
+
+/* What the guest sees, and what it writes, is guest_memfd's. */
+TEST_F(uaddr, memory)
+{
+	const char *victim = "what has taken the place of userspace_addr";
+
+	run(self, STAGE_READ);
+	if (self->other_vm)
+		expect(self->uaddr, ALIEN_TAG, "another VM's memory");
+
+	/* Somebody else uses the memory, or at least the address, next. */
+	if (variant->uaddr != UADDR_NOTHING)
+		kvm_munmap(self->uaddr, self->size);
+	map_at(self->uaddr, self->size, -1);
+	fill(self->uaddr, VICTIM_TAG);
+	run(self, STAGE_READ_AGAIN);
+	run(self, STAGE_WRITTEN);
+	expect(self->uaddr, VICTIM_TAG, victim);
+	expect(self->mem, NEW_TAG, "the file");
+
+	/* What is freed is out of reach. */
+	TEST_ASSERT(!fallocate(self->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+			       HOLE * PAGE_SIZE, PAGE_SIZE), "PUNCH_HOLE failed");
+	run(self, STAGE_HOLE);
+	expect(self->uaddr, VICTIM_TAG, victim);
+	kvm_munmap(self->uaddr, self->size);
+}
+
+/* Page tables are what they are in guest_memfd. */
+TEST_F(uaddr, page_tables)
+{
+	if (!self->pt_mem)
+		SKIP(return, "Needs page tables for a nested guest");
+
+	map_at(self->pt_mem, PT_PAGES * PAGE_SIZE, -1);
+	run(self, STAGE_READ);
+	run(self, STAGE_READ_AGAIN);
+	run(self, STAGE_WRITTEN);
+	expect(self->mem, NEW_TAG, "the file");
+}
+
+TEST_HARNESS_MAIN
