@@ -121,6 +121,15 @@ static void check_range(unsigned long first, unsigned long limit)
 	check(i == limit);
 }
 
+static int nr_reserved(void)
+{
+	int i, nr = 0;
+
+	for (i = 0; i < nr_pending; i++)
+		nr += !!pending[i].reserved;
+	return nr;
+}
+
 static void check_all(void)
 {
 	unsigned long i, nr_private = 0;
@@ -137,9 +146,7 @@ static void check_all(void)
 		check(kvm_gmem_attributes_nr_private(&attrs, nr_pages) == nr_private);
 		check(kvm_gmem_attributes_nr_runs(&attrs, nr_pages) == model_runs());
 	}
-	check(kvm_gmem_range_cachep->nr_allocated ==
-	      attrs.nr_ranges + ({ int n = 0; for (i = 0; i < nr_pending; i++)
-				   n += !!pending[i].reserved; n; }));
+	check(kvm_gmem_range_cachep->nr_allocated == attrs.nr_ranges + nr_reserved());
 }
 
 /* Commit as the kernel does: as often as it takes, and with nothing to allocate. */

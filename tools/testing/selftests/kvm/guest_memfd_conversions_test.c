@@ -375,7 +375,7 @@ TEST_F(gmem, efault_read)
 }
 
 /* Convert with an argument, or part of it, at @p that can't be written. */
-static void convert_read_only(FIXTURE_DATA(gmem) *self, void *p, void *page,
+static void convert_read_only(gmem_data *self, void *p, void *page,
 			      struct kvm_memory_attributes2 *attr, bool pinned)
 {
 	bool fails = pinned && attr->attributes == ATTR_PRIVATE;
@@ -1924,7 +1924,8 @@ static void guest_finds_poison(gmem_data *self, u64 page)
 	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_MEMORY_FAULT);
 	TEST_ASSERT_EQ(run->memory_fault.gpa, page_gpa(page));
 	TEST_ASSERT_EQ(run->memory_fault.flags,
-		       self->pages[page].private ? KVM_MEMORY_EXIT_FLAG_PRIVATE : 0);
+		       ARCH_HAS_PRIVATE_ACCESSES && self->pages[page].private ?
+		       KVM_MEMORY_EXIT_FLAG_PRIVATE : 0);
 }
 
 TEST_F(gmem, poison)

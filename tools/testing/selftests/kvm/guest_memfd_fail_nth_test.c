@@ -267,7 +267,6 @@ static void prepare_convert(struct sweep *sweep)
 	check_all(self);
 
 	take_stock(sweep);
-
 }
 
 static int call_convert(struct sweep *sweep)

@@ -17,7 +17,7 @@
 #include "kselftest_harness.h"
 
 #define NR_PAGES	1024
-#define MEM_GPA		(1ul << 30)
+#define MEM_GPA		0x40000000ul
 #define MEM_SLOT	10
 
 /* How many times the memory is converted to private, and back. */
@@ -86,7 +86,7 @@ static void handle_sigbus(int sig)
 }
 
 /* Read what is shared.  The rest is a SIGBUS, and the end of it. */
-static void touch(transient_data *self, volatile u8 *mem)
+static void touch(transient_data *self, u8 *mem)
 {
 	size_t offset;
 
@@ -94,7 +94,7 @@ static void touch(transient_data *self, volatile u8 *mem)
 		return;
 
 	for (offset = 0; offset < self->size; offset += page_size)
-		(void)mem[offset];
+		READ_ONCE(mem[offset]);
 }
 
 static void map_and_unmap(transient_data *self)

@@ -37,6 +37,9 @@
 #ifdef __x86_64__
 #define PRIVATE_VM_TYPE		KVM_X86_SW_PROTECTED_VM
 
+/* Whether memory fault exits tell private from shared. */
+#define ARCH_HAS_PRIVATE_ACCESSES	true
+
 static inline bool arch_has_private_vms(void)
 {
 	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(PRIVATE_VM_TYPE);
@@ -74,6 +77,9 @@ static inline bool arch_is_conversion_exit(struct kvm_vcpu *vcpu, gpa_t *gpa,
 }
 #elif defined(__aarch64__)
 #define PRIVATE_VM_TYPE		KVM_VM_TYPE_ARM_SW_PROTECTED
+
+/* Stage-2 knows of one kind of access only. */
+#define ARCH_HAS_PRIVATE_ACCESSES	false
 
 /* No capability tells which types there are. */
 static inline bool can_create_vm(unsigned long type)

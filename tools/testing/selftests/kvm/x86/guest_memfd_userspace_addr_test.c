@@ -118,17 +118,65 @@ FIXTURE_VARIANT(uaddr) {
 	bool nested_tdp;
 };
 
-#define UADDR_VARIANTS(name, what)						\
-FIXTURE_VARIANT_ADD(uaddr, name##_l1) { .uaddr = what };			\
-FIXTURE_VARIANT_ADD(uaddr, name##_l2) { .uaddr = what, .nested = true };	\
-FIXTURE_VARIANT_ADD(uaddr, name##_l2_tdp) {					\
-	.uaddr = what, .nested = true, .nested_tdp = true,			\
-}
+FIXTURE_VARIANT_ADD(uaddr, file_l1) {
+	.uaddr = UADDR_FILE,
+};
 
-UADDR_VARIANTS(file, UADDR_FILE);
-UADDR_VARIANTS(other_memory, UADDR_OTHER_MEMORY);
-UADDR_VARIANTS(other_gmem, UADDR_OTHER_GMEM);
-UADDR_VARIANTS(nothing, UADDR_NOTHING);
+FIXTURE_VARIANT_ADD(uaddr, file_l2) {
+	.uaddr = UADDR_FILE,
+	.nested = true,
+};
+
+FIXTURE_VARIANT_ADD(uaddr, file_l2_tdp) {
+	.uaddr = UADDR_FILE,
+	.nested = true,
+	.nested_tdp = true,
+};
+
+FIXTURE_VARIANT_ADD(uaddr, other_memory_l1) {
+	.uaddr = UADDR_OTHER_MEMORY,
+};
+
+FIXTURE_VARIANT_ADD(uaddr, other_memory_l2) {
+	.uaddr = UADDR_OTHER_MEMORY,
+	.nested = true,
+};
+
+FIXTURE_VARIANT_ADD(uaddr, other_memory_l2_tdp) {
+	.uaddr = UADDR_OTHER_MEMORY,
+	.nested = true,
+	.nested_tdp = true,
+};
+
+FIXTURE_VARIANT_ADD(uaddr, other_gmem_l1) {
+	.uaddr = UADDR_OTHER_GMEM,
+};
+
+FIXTURE_VARIANT_ADD(uaddr, other_gmem_l2) {
+	.uaddr = UADDR_OTHER_GMEM,
+	.nested = true,
+};
+
+FIXTURE_VARIANT_ADD(uaddr, other_gmem_l2_tdp) {
+	.uaddr = UADDR_OTHER_GMEM,
+	.nested = true,
+	.nested_tdp = true,
+};
+
+FIXTURE_VARIANT_ADD(uaddr, nothing_l1) {
+	.uaddr = UADDR_NOTHING,
+};
+
+FIXTURE_VARIANT_ADD(uaddr, nothing_l2) {
+	.uaddr = UADDR_NOTHING,
+	.nested = true,
+};
+
+FIXTURE_VARIANT_ADD(uaddr, nothing_l2_tdp) {
+	.uaddr = UADDR_NOTHING,
+	.nested = true,
+	.nested_tdp = true,
+};
 
 #define uaddr_data FIXTURE_DATA(uaddr)
 #define uaddr_variant FIXTURE_VARIANT(uaddr)
