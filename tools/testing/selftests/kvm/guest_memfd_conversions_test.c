@@ -1924,7 +1924,7 @@ static void guest_finds_poison(gmem_data *self, u64 page)
 	TEST_ASSERT_EQ(run->exit_reason, KVM_EXIT_MEMORY_FAULT);
 	TEST_ASSERT_EQ(run->memory_fault.gpa, page_gpa(page));
 	TEST_ASSERT_EQ(run->memory_fault.flags,
-		       ARCH_HAS_PRIVATE_ACCESSES && self->pages[page].private ?
+		       FAULT_EXITS_TELL_PRIVATE && self->pages[page].private ?
 		       KVM_MEMORY_EXIT_FLAG_PRIVATE : 0);
 }
 

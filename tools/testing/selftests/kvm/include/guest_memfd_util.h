@@ -38,7 +38,7 @@
 #define PRIVATE_VM_TYPE		KVM_X86_SW_PROTECTED_VM
 
 /* Whether memory fault exits tell private from shared. */
-#define ARCH_HAS_PRIVATE_ACCESSES	true
+#define FAULT_EXITS_TELL_PRIVATE	true
 
 static inline bool arch_has_private_vms(void)
 {
@@ -79,7 +79,7 @@ static inline bool arch_is_conversion_exit(struct kvm_vcpu *vcpu, gpa_t *gpa,
 #define PRIVATE_VM_TYPE		KVM_VM_TYPE_ARM_SW_PROTECTED
 
 /* Stage-2 knows of one kind of access only. */
-#define ARCH_HAS_PRIVATE_ACCESSES	false
+#define FAULT_EXITS_TELL_PRIVATE	false
 
 /* No capability tells which types there are. */
 static inline bool can_create_vm(unsigned long type)
