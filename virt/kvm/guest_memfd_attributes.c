@@ -12,7 +12,10 @@
 #include "guest_memfd_attributes.h"
 
 struct kvm_gmem_range {
-	struct rb_node node;
+	union {
+		struct rb_node node;
+		struct kvm_gmem_range *next_reserved;
+	};
 	pgoff_t start;
 	pgoff_t end;
 };
@@ -32,11 +35,6 @@ void kvm_gmem_attributes_cache_exit(void)
 	kmem_cache_destroy(kvm_gmem_range_cachep);
 }
 
-void kvm_gmem_attributes_init(struct kvm_gmem_attributes *attrs, u64 initial)
-{
-	*attrs = (struct kvm_gmem_attributes) { .initial = initial };
-}
-
 void kvm_gmem_attributes_destroy(struct kvm_gmem_attributes *attrs)
 {
 	struct kvm_gmem_range *r, *next;
@@ -52,55 +50,22 @@ static struct kvm_gmem_range *kvm_gmem_range_of(struct rb_node *node)
 	return rb_entry_safe(node, struct kvm_gmem_range, node);
 }
 
+static int kvm_gmem_range_cmp(const void *index, const struct rb_node *node)
+{
+	return kvm_gmem_range_of((void *)node)->end <= *(pgoff_t *)index;
+}
+
+static bool kvm_gmem_range_less(struct rb_node *a, const struct rb_node *b)
+{
+	return kvm_gmem_range_of(a)->start < kvm_gmem_range_of((void *)b)->start;
+}
+
 /* The first range that ends after @index. */
 static struct kvm_gmem_range *kvm_gmem_range_find(struct kvm_gmem_attributes *attrs,
 						  pgoff_t index)
 {
-	struct rb_node *node = attrs->ranges.rb_node;
-	struct kvm_gmem_range *found = NULL;
-
-	while (node) {
-		struct kvm_gmem_range *r = kvm_gmem_range_of(node);
-
-		if (r->end > index) {
-			found = r;
-			node = node->rb_left;
-		} else {
-			node = node->rb_right;
-		}
-	}
-
-	return found;
-}
-
-static void kvm_gmem_range_insert(struct kvm_gmem_attributes *attrs,
-				  struct kvm_gmem_range **reserved,
-				  pgoff_t start, pgoff_t end)
-{
-	struct rb_node **link = &attrs->ranges.rb_node, *parent = NULL;
-	struct kvm_gmem_range *r = *reserved;
-
-	*reserved = NULL;
-	r->start = start;
-	r->end = end;
-
-	while (*link) {
-		parent = *link;
-		link = start < kvm_gmem_range_of(parent)->start ?
-		       &parent->rb_left : &parent->rb_right;
-	}
-
-	rb_link_node(&r->node, parent, link);
-	rb_insert_color(&r->node, &attrs->ranges);
-	attrs->nr_ranges++;
-}
-
-static void kvm_gmem_range_erase(struct kvm_gmem_attributes *attrs,
-				 struct kvm_gmem_range *r)
-{
-	rb_erase(&r->node, &attrs->ranges);
-	kmem_cache_free(kvm_gmem_range_cachep, r);
-	attrs->nr_ranges--;
+	return kvm_gmem_range_of(rb_find_first(&index, &attrs->ranges,
+					       kvm_gmem_range_cmp));
 }
 
 u64 kvm_gmem_attributes_get(struct kvm_gmem_attributes *attrs, pgoff_t index)
@@ -136,12 +101,6 @@ bool kvm_gmem_attributes_next(struct kvm_gmem_attributes *attrs, u64 attributes,
 	return *start < end;
 }
 
-unsigned long kvm_gmem_attributes_nr_private(struct kvm_gmem_attributes *attrs,
-					     unsigned long nr_pages)
-{
-	return attrs->initial ? nr_pages - attrs->nr_pages : attrs->nr_pages;
-}
-
 /* How many runs of pages with equal attributes do the first @nr_pages have? */
 unsigned long kvm_gmem_attributes_nr_runs(struct kvm_gmem_attributes *attrs,
 					  unsigned long nr_pages)
@@ -163,100 +122,94 @@ unsigned long kvm_gmem_attributes_nr_runs(struct kvm_gmem_attributes *attrs,
  */
 struct kvm_gmem_range *kvm_gmem_attributes_reserve(void)
 {
-	return kmem_cache_alloc(kvm_gmem_range_cachep, GFP_KERNEL);
+	struct kvm_gmem_range *r;
+
+	r = kmem_cache_alloc(kvm_gmem_range_cachep, GFP_KERNEL);
+	if (r)
+		r->next_reserved = NULL;
+
+	return r;
 }
 
 void kvm_gmem_attributes_drop(struct kvm_gmem_range *reserved)
 {
-	if (reserved)
-		kmem_cache_free(kvm_gmem_range_cachep, reserved);
+	struct kvm_gmem_range *r;
+
+	while ((r = reserved)) {
+		reserved = r->next_reserved;
+		kmem_cache_free(kvm_gmem_range_cachep, r);
+		cond_resched();
+	}
+}
+
+static void kvm_gmem_range_insert(struct kvm_gmem_attributes *attrs,
+				  struct kvm_gmem_range **reserved,
+				  pgoff_t start, pgoff_t end)
+{
+	struct kvm_gmem_range *r = *reserved;
+
+	if (start == end)
+		return;
+
+	*reserved = r->next_reserved;
+	r->start = start;
+	r->end = end;
+	rb_add(&r->node, &attrs->ranges, kvm_gmem_range_less);
+	attrs->nr_ranges++;
+	attrs->nr_pages += end - start;
+}
+
+static void kvm_gmem_range_remove(struct kvm_gmem_attributes *attrs,
+				  struct kvm_gmem_range **reserved,
+				  struct kvm_gmem_range *r)
+{
+	rb_erase(&r->node, &attrs->ranges);
+	attrs->nr_ranges--;
+	attrs->nr_pages -= r->end - r->start;
+	r->next_reserved = *reserved;
+	*reserved = r;
 }
 
 /* How many ranges to remove at a time. */
 #define KVM_GMEM_COMMIT_BATCH	256
 
-/* Have one range for [start, end), and for the ranges that it touches. */
-static pgoff_t kvm_gmem_range_add(struct kvm_gmem_attributes *attrs,
-				  struct kvm_gmem_range **reserved,
-				  pgoff_t start, pgoff_t end)
-{
-	struct kvm_gmem_range *r, *next;
-	int nr;
-
-	r = kvm_gmem_range_find(attrs, start ? start - 1 : 0);
-	if (!r || r->start > end) {
-		kvm_gmem_range_insert(attrs, reserved, start, end);
-		attrs->nr_pages += end - start;
-		return end;
-	}
-
-	attrs->nr_pages -= r->end - r->start;
-	r->start = min(r->start, start);
-
-	for (nr = 0; ; nr++) {
-		next = kvm_gmem_range_of(rb_next(&r->node));
-		if (!next || next->start > end)
-			break;
-
-		/* Go on there the next time. */
-		if (nr >= KVM_GMEM_COMMIT_BATCH && next->start < end) {
-			end = next->start;
-			break;
-		}
-
-		attrs->nr_pages -= next->end - next->start;
-		r->end = next->end;
-		kvm_gmem_range_erase(attrs, next);
-	}
-
-	r->end = max(r->end, end);
-	attrs->nr_pages += r->end - r->start;
-
-	return end;
-}
-
-/* Have no range for [start, end). */
-static pgoff_t kvm_gmem_range_remove(struct kvm_gmem_attributes *attrs,
-				     struct kvm_gmem_range **reserved,
-				     pgoff_t start, pgoff_t end)
-{
-	struct kvm_gmem_range *r, *next;
-	int nr;
-
-	r = kvm_gmem_range_find(attrs, start);
-	for (nr = 0; r && r->start < end; nr++, r = next) {
-		next = kvm_gmem_range_of(rb_next(&r->node));
-		if (nr == KVM_GMEM_COMMIT_BATCH)
-			return r->start;
-
-		attrs->nr_pages -= min(r->end, end) - max(r->start, start);
-
-		if (r->start < start && r->end > end) {
-			kvm_gmem_range_insert(attrs, reserved, end, r->end);
-			r->end = start;
-		} else if (r->start < start) {
-			r->end = start;
-		} else if (r->end > end) {
-			r->start = end;
-		} else {
-			kvm_gmem_range_erase(attrs, r);
-		}
-	}
-
-	return end;
-}
-
 /*
- * Change the attributes of the pages in [start, end), with what was @reserved for
- * it, if anything.  If there are many ranges to remove, then stop early: return the first page
- * whose attributes may have yet to be changed, or @end.
+ * Change the attributes of the pages in [start, end): remove the ranges they are
+ * in, or are to be part of, and insert what remains of these, or becomes of them.
+ * Leave what is no longer needed in @reserved, for the caller to drop.
+ *
+ * If there are many ranges to remove, stop early: return the first page whose
+ * attributes have yet to be changed, or @end.
  */
 pgoff_t kvm_gmem_attributes_commit(struct kvm_gmem_attributes *attrs,
 				   struct kvm_gmem_range **reserved,
 				   pgoff_t start, pgoff_t end, u64 attributes)
 {
-	if (attributes == attrs->initial)
-		return kvm_gmem_range_remove(attrs, reserved, start, end);
+	bool insert = attributes != attrs->initial;
+	pgoff_t first = start, last = end;
+	struct kvm_gmem_range *r, *next;
+	int nr = 0;
 
-	return kvm_gmem_range_add(attrs, reserved, start, end);
+	/* With ranges that merely touch the pages, there is something to merge. */
+	r = kvm_gmem_range_find(attrs, start - (insert && start));
+	for (; r && r->start < end + insert; r = next) {
+		if (nr++ >= KVM_GMEM_COMMIT_BATCH && r->start < end) {
+			last = end = r->start;
+			break;
+		}
+
+		next = kvm_gmem_range_of(rb_next(&r->node));
+		first = min(first, r->start);
+		last = max(last, r->end);
+		kvm_gmem_range_remove(attrs, reserved, r);
+	}
+
+	if (insert) {
+		kvm_gmem_range_insert(attrs, reserved, first, last);
+	} else {
+		kvm_gmem_range_insert(attrs, reserved, first, start);
+		kvm_gmem_range_insert(attrs, reserved, end, last);
+	}
+
+	return end;
 }

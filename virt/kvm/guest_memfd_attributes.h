@@ -23,14 +23,24 @@ struct kvm_gmem_attributes {
 int kvm_gmem_attributes_cache_init(void);
 void kvm_gmem_attributes_cache_exit(void);
 
-void kvm_gmem_attributes_init(struct kvm_gmem_attributes *attrs, u64 initial);
+static inline void kvm_gmem_attributes_init(struct kvm_gmem_attributes *attrs,
+					    u64 initial)
+{
+	*attrs = (struct kvm_gmem_attributes) { .initial = initial };
+}
+
+static inline unsigned long
+kvm_gmem_attributes_nr_private(struct kvm_gmem_attributes *attrs,
+			       unsigned long nr_pages)
+{
+	return attrs->initial ? nr_pages - attrs->nr_pages : attrs->nr_pages;
+}
+
 void kvm_gmem_attributes_destroy(struct kvm_gmem_attributes *attrs);
 
 u64 kvm_gmem_attributes_get(struct kvm_gmem_attributes *attrs, pgoff_t index);
 bool kvm_gmem_attributes_next(struct kvm_gmem_attributes *attrs, u64 attributes,
 			      pgoff_t *start, pgoff_t *next, pgoff_t end);
-unsigned long kvm_gmem_attributes_nr_private(struct kvm_gmem_attributes *attrs,
-					     unsigned long nr_pages);
 unsigned long kvm_gmem_attributes_nr_runs(struct kvm_gmem_attributes *attrs,
 					  unsigned long nr_pages);
 

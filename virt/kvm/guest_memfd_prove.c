@@ -6,6 +6,7 @@
  */
 #include <linux/bug.h>
 #include <linux/debugfs.h>
+#include <linux/fault-inject.h>
 #include <linux/highmem.h>
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
@@ -38,6 +39,14 @@ void kvm_gmem_prove_make_private(struct kvm *kvm, kvm_pfn_t pfn,
 		WARN_ONCE(owner, "pfn 0x%llx goes to a guest, is %s guest's already",
 			  pfn, owner == kvm ? "this" : "another");
 	}
+}
+
+/* Fail as if hardware didn't give the page back, if fault injection wants so. */
+int kvm_gmem_prove_reclaim_error(void)
+{
+	static DECLARE_FAULT_ATTR(fail_gmem_reclaim);
+
+	return should_fail(&fail_gmem_reclaim, PAGE_SIZE) ? -EIO : 0;
 }
 
 void kvm_gmem_prove_reclaim(kvm_pfn_t pfn, kvm_pfn_t nr_pages)

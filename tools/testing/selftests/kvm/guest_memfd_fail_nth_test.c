@@ -77,8 +77,9 @@ struct sweep {
 	/* Whatever fails, the call doesn't. */
 	bool never_fails;
 
-	/* How many conversions failed for want of memory. */
+	/* How many conversions failed for want of memory, and for hardware. */
 	int nr_enomem;
+	int nr_eio;
 	struct pin pin;
 
 	/* What there is to compare with. */
@@ -104,13 +105,20 @@ static void run_sweep(struct sweep *sweep)
 		sweep->injected = fail_nth_stop(sweep->fail_nth_fd);
 
 		if (err) {
-			/* EFAULT is for copying from and to user space. */
-			TEST_ASSERT(sweep->injected && (err == ENOMEM || err == EFAULT),
+			/*
+			 * EFAULT is for copying from and to user space, and EIO for
+			 * a page that isn't given back by hardware.
+			 */
+			TEST_ASSERT(sweep->injected && (err == ENOMEM || err == EFAULT ||
+							err == EIO),
 				    "%s, fail-nth = %d, injected = %d: errno = %d (%s)",
 				    sweep->name, nth, sweep->injected, err,
 				    strerror(err));
 			sweep->check_failed(sweep, err);
-			nr_failed++;
+			if (err == EIO)
+				sweep->nr_eio++;
+			else
+				nr_failed++;
 
 			err = sweep->call(sweep);
 			TEST_ASSERT(!err, "%s, fail-nth = %d, 2nd try: errno = %d (%s)",
@@ -287,14 +295,14 @@ static void check_failed_convert(struct sweep *sweep, int err)
 	check_host_mappings(sweep);
 
 	gmem_read_info(self->fd, &info);
-	if (err == ENOMEM) {
-		sweep->info.refused++;
-		sweep->nr_enomem++;
-	}
+	sweep->info.refused += err != EFAULT;
+	sweep->nr_enomem += err == ENOMEM;
 	assert_same_info(&info, &sweep->info);
 
+	/* Pages are taken from the guest before it is known whether they can be. */
 	check_all(self);
-	check_guest_mappings(sweep);
+	if (err != EIO)
+		check_guest_mappings(sweep);
 }
 
 static void check_converted(struct sweep *sweep)
@@ -395,6 +403,31 @@ TEST_F(gmem, convert_few_ranges)
 
 	if (!sweep_convert(self, variant, shapes, ARRAY_SIZE(shapes)))
 		SKIP(return, FAIL_NTH_NEEDS);
+}
+
+/* Promises 1 and 2: a page that can't be taken back from the guest stays private. */
+TEST_F(gmem, convert_not_given_back)
+{
+	struct sweep sweep = {
+		.name = "not given back",
+		.prepare = prepare_convert,
+		.call = call_convert,
+		.check_failed = check_failed_convert,
+		.check_done = check_converted,
+		.run = 8,
+		.range = { 4, 8, ATTR_SHARED },
+		.never_fails = true,
+	};
+
+	if (!init_sweep(&sweep, self, variant))
+		SKIP(return, FAIL_NTH_NEEDS);
+
+	run_sweep(&sweep);
+	if (!sweep.nr_eio)
+		SKIP(return, "Needs CONFIG_KVM_PROVE_GMEM");
+
+	/* There is one failure for each private page, and no other one. */
+	TEST_ASSERT_EQ(sweep.nr_eio, 4);
 }
 
 /* Promise 1: a record that's large. */

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 
 #include "guest_memfd_util.h"
@@ -39,7 +40,12 @@ struct op {
 	int arg;
 	/* What it says if a page is private, if it isn't the same. */
 	int private_errno;
+	/* It's for the whole host, or takes memory from it if KVM is wrong. */
+	bool host_wide;
 };
+
+/* Option -g: do what's host-wide, too. */
+static bool do_host_wide;
 
 static int op_madvise(u8 *mem, size_t size, int advice)
 {
@@ -146,6 +152,65 @@ static int op_pagemap_scan(u8 *mem, size_t size, int arg)
 	return r;
 }
 
+static int op_write(const char *path, const char *what)
+{
+	int fd = open(path, O_WRONLY), r;
+
+	if (fd < 0)
+		return errno;
+	r = write(fd, what, strlen(what)) > 0 ? 0 : errno;
+	close(fd);
+	return r;
+}
+
+static int op_drop_caches(u8 *mem, size_t size, int arg)
+{
+	return op_write("/proc/sys/vm/drop_caches", "3");
+}
+
+static int op_compact(u8 *mem, size_t size, int arg)
+{
+	return op_write("/proc/sys/vm/compact_memory", "1");
+}
+
+static void ignore(int sig)
+{
+}
+
+/* Offline the memory that the first page is in, for as long as it takes to refuse. */
+static int op_offline(u8 *mem, size_t size, int arg)
+{
+	const char *block_size = "/sys/devices/system/memory/block_size_bytes";
+	const struct itimerval expires = { .it_value.tv_usec = 200000 }, never = { };
+	unsigned long bytes = 0;
+	char path[64];
+	FILE *f;
+	u64 pfn;
+	int fd;
+
+	f = fopen(block_size, "r");
+	if (!f)
+		return errno;
+	TEST_ASSERT(fscanf(f, "%lx", &bytes) == 1, "Failed to read %s", block_size);
+	fclose(f);
+
+	READ_ONCE(*mem);
+	fd = open("/proc/self/pagemap", O_RDONLY);
+	TEST_ASSERT(pread(fd, &pfn, sizeof(pfn), (uintptr_t)mem / page_size * sizeof(pfn)) ==
+		    sizeof(pfn), "Failed to read pagemap");
+	close(fd);
+	pfn &= (1ull << 55) - 1;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%llu/state",
+		 pfn * page_size / bytes);
+	sigaction(SIGPROF, &(struct sigaction) { .sa_handler = ignore }, NULL);
+	setitimer(ITIMER_PROF, &expires, NULL);
+	if (!op_write(path, "offline"))
+		TEST_ASSERT(!op_write(path, "online"), "%s is offline", path);
+	setitimer(ITIMER_PROF, &never, NULL);
+	return 0;
+}
+
 static const struct op ops[] = {
 	{ "mprotect(NONE)", op_mprotect, PROT_NONE },
 	{ "mprotect(READ)", op_mprotect, PROT_READ },
@@ -169,7 +234,16 @@ static const struct op ops[] = {
 	{ "MADV_DONTFORK", op_fork, MADV_DONTFORK },
 	{ "MADV_WIPEONFORK", op_fork, MADV_WIPEONFORK },
 	{ "PAGEMAP_SCAN", op_pagemap_scan },
+	{ "MADV_SOFT_OFFLINE", op_madvise, MADV_SOFT_OFFLINE, EFAULT, .host_wide = true },
+	{ "drop_caches", op_drop_caches, .host_wide = true },
+	{ "compact_memory", op_compact, .host_wide = true },
+	{ "offline", op_offline, .host_wide = true },
 };
+
+/* The operations, but for those that aren't asked for. */
+#define for_each_op(op)							\
+	for (op = ops; op < ops + ARRAY_SIZE(ops); op++)		\
+		if (do_host_wide || !op->host_wide)
 
 FIXTURE(mapping) {
 	struct kvm_vm *vm;
@@ -264,41 +338,43 @@ static void check(mapping_data *self, const char *what, bool private)
 /* What is done to shared memory outlives conversions, and contents outlive both. */
 TEST_F(mapping, before)
 {
-	int i, r, expected;
+	const struct op *op;
+	int r, expected;
 
-	for (i = 0; i < ARRAY_SIZE(ops); i++) {
+	for_each_op(op) {
 		fill(self);
-		expected = ops[i].fn(self->control, self->size, ops[i].arg);
-		r = ops[i].fn(self->mem, self->size, ops[i].arg);
+		expected = op->fn(self->control, self->size, op->arg);
+		r = op->fn(self->mem, self->size, op->arg);
 		TEST_ASSERT(r == expected, "%s: %s, but of ordinary memory: %s",
-			    ops[i].name, strerror(r), strerror(expected));
+			    op->name, strerror(r), strerror(expected));
 
 		convert_page(self, ATTR_PRIVATE);
-		check(self, ops[i].name, true);
+		check(self, op->name, true);
 		convert_page(self, ATTR_SHARED);
-		check(self, ops[i].name, false);
+		check(self, op->name, false);
 	}
 }
 
 /* Private memory is out of reach, whatever is done to its mapping. */
 TEST_F(mapping, while_private)
 {
-	int i, r, expected;
+	const struct op *op;
+	int r, expected;
 
-	for (i = 0; i < ARRAY_SIZE(ops); i++) {
+	for_each_op(op) {
 		fill(self);
 		convert_page(self, ATTR_PRIVATE);
 
-		expected = ops[i].fn(self->control, self->size, ops[i].arg);
+		expected = op->fn(self->control, self->size, op->arg);
 		if (!expected)
-			expected = ops[i].private_errno;
-		r = ops[i].fn(self->mem, self->size, ops[i].arg);
-		TEST_ASSERT(r == expected, "%s: %s, not %s", ops[i].name,
+			expected = op->private_errno;
+		r = op->fn(self->mem, self->size, op->arg);
+		TEST_ASSERT(r == expected, "%s: %s, not %s", op->name,
 			    strerror(r), strerror(expected));
 
-		check(self, ops[i].name, true);
+		check(self, op->name, true);
 		convert_page(self, ATTR_SHARED);
-		check(self, ops[i].name, false);
+		check(self, op->name, false);
 	}
 }
 
@@ -321,18 +397,19 @@ static void *convert_in_a_loop(void *arg)
 TEST_F(mapping, meanwhile)
 {
 	pthread_t thread;
-	int i, j, r;
+	const struct op *op;
+	int j, r;
 
-	for (i = 0; i < ARRAY_SIZE(ops); i++) {
+	for_each_op(op) {
 		fill(self);
 		pthread_create(&thread, NULL, convert_in_a_loop, self);
 		for (j = 0; j < NR_ROUNDS / 10; j++) {
-			r = ops[i].fn(self->mem, self->size, ops[i].arg);
-			if (r && r != ops[i].private_errno && r != EINVAL && r != EBUSY)
-				TEST_FAIL("%s: %s", ops[i].name, strerror(r));
+			r = op->fn(self->mem, self->size, op->arg);
+			if (r && r != op->private_errno && r != EINVAL && r != EBUSY)
+				TEST_FAIL("%s: %s", op->name, strerror(r));
 		}
 		pthread_join(thread, NULL);
-		check(self, ops[i].name, false);
+		check(self, op->name, false);
 	}
 }
 
@@ -440,6 +517,13 @@ TEST_F(mapping, uffd_modes)
 int main(int argc, char *argv[])
 {
 	page_size = getpagesize();
+
+	if (argc > 1 && !strcmp(argv[1], "-g")) {
+		do_host_wide = true;
+		argv[1] = argv[0];
+		argv++;
+		argc--;
+	}
 
 	return test_harness_run(argc, argv);
 }

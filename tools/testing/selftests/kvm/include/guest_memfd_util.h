@@ -22,6 +22,7 @@
 
 #include "kvm_syscalls.h"
 #include "kvm_util.h"
+#include "numaif.h"
 #include "processor.h"
 #include "test_util.h"
 
@@ -346,6 +347,12 @@ static inline void gmem_test_init(int *argc, char *argv[])
 	TEST_REQUIRE(arch_has_private_vms());
 	__TEST_REQUIRE(has_vm_scoped() || kvm_has_gmem_attributes(),
 		       "KVM doesn't support attributes tracked in guest_memfd");
+
+	/*
+	 * Otherwise, NUMA balancing unmaps memory from time to time, also from the
+	 * guest, to see who accesses it.
+	 */
+	set_mempolicy(MPOL_LOCAL, NULL, 0);
 
 	atexit(gmem_fail_on_exit);
 }
