@@ -6,6 +6,9 @@
  * guest_memfd, or nothing, and it is replaced while the guest has it mapped, if
  * KVM made that mistake.
  *
+ * Where attributes are tracked per VM, shared memory does come from userspace_addr,
+ * and private memory never does.
+ *
  * Nested guests always have their page tables shadowed.  Others do if KVM runs
  * without nested paging, e.g. with kvm_amd.npt=0.
  */
@@ -15,6 +18,10 @@
 #include "kselftest_harness.h"
 #include "svm_util.h"
 #include "vmx.h"
+
+/* Machines may be slow, and busy: it's for what hangs. */
+#undef TEST_TIMEOUT_DEFAULT
+#define TEST_TIMEOUT_DEFAULT	600
 
 /* Twice as many as KVM prefetches around a fault. */
 #define NR_PAGES	16
@@ -78,19 +85,54 @@ static void guest_code(void)
 	GUEST_SYNC(STAGE_HOLE);
 }
 
-static void l1_guest_code(void *data)
+/* With attributes that are tracked per VM: every other page is private. */
+static bool is_private(int i)
+{
+	return i % 2;
+}
+
+static void guest_code_mixed(void)
+{
+	int i, page;
+
+	for (i = 0; i < NR_PAGES; i++) {
+		page = nth_page(i);
+		GUEST_ASSERT_EQ(READ_ONCE(*guest_page(page)),
+				is_private(page) ? 0 : ALIEN_TAG + page);
+	}
+	GUEST_SYNC(STAGE_READ);
+
+	for (i = 0; i < NR_PAGES; i++)
+		WRITE_ONCE(*guest_page(i), NEW_TAG + i);
+	GUEST_SYNC(STAGE_WRITTEN);
+
+	guest_expect(NEW_TAG);
+	GUEST_SYNC(STAGE_READ_AGAIN);
+}
+
+static void __l1_guest_code(void *data, void *l2_guest_code)
 {
 	if (this_cpu_has(X86_FEATURE_VMX)) {
 		GUEST_ASSERT(prepare_for_vmx_operation(data));
 		GUEST_ASSERT(load_vmcs(data));
-		prepare_vmcs(data, guest_code);
+		prepare_vmcs(data, l2_guest_code);
 		GUEST_ASSERT(!vmlaunch());
 	} else {
 		struct svm_test_data *svm = data;
 
-		generic_svm_setup(svm, guest_code);
+		generic_svm_setup(svm, l2_guest_code);
 		run_guest(svm->vmcb, svm->vmcb_gpa);
 	}
+}
+
+static void l1_guest_code(void *data)
+{
+	__l1_guest_code(data, guest_code);
+}
+
+static void l1_guest_code_mixed(void *data)
+{
+	__l1_guest_code(data, guest_code_mixed);
 }
 
 enum uaddr {
@@ -362,6 +404,74 @@ TEST_F(uaddr, page_tables)
 	run(self, STAGE_READ_AGAIN);
 	run(self, STAGE_WRITTEN);
 	expect(self->mem, NEW_TAG, "the file");
+}
+
+static bool has_vm_scoped_vms(void)
+{
+	return arch_has_private_vms() &&
+	       (kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES) & ATTR_PRIVATE);
+}
+
+static void test_vm_scoped(bool nested)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = PRIVATE_VM_TYPE,
+	};
+	uaddr_data self = { .size = NR_PAGES * PAGE_SIZE };
+	gva_t data = 0;
+	u64 val;
+	int i;
+
+	self.vm = vm_create_shape_with_one_vcpu(shape, &self.vcpu, nested ?
+						(void *)l1_guest_code_mixed :
+						guest_code_mixed);
+	self.fd = vm_create_guest_memfd(self.vm, self.size, 0);
+	set_up_uaddr(&self, UADDR_OTHER_MEMORY);
+	vm_set_user_memory_region2(self.vm, MEM_SLOT, KVM_MEM_GUEST_MEMFD, MEM_BASE,
+				   self.size, self.uaddr, self.fd, 0);
+	for (i = 0; i < NR_PAGES; i++) {
+		virt_pg_map(self.vm, MEM_BASE + i * PAGE_SIZE, MEM_BASE + i * PAGE_SIZE);
+		if (is_private(i))
+			vm_mem_set_private(self.vm, MEM_BASE + i * PAGE_SIZE, PAGE_SIZE);
+	}
+	if (nested) {
+		if (kvm_cpu_has(X86_FEATURE_VMX))
+			vcpu_alloc_vmx(self.vm, &data);
+		else
+			vcpu_alloc_svm(self.vm, &data);
+		vcpu_args_set(self.vcpu, 1, data);
+	}
+
+	run(&self, STAGE_READ);
+	run(&self, STAGE_WRITTEN);
+	for (i = 0; i < NR_PAGES; i++) {
+		val = READ_ONCE(*(u64 *)(self.uaddr + i * PAGE_SIZE));
+		TEST_ASSERT(val == (is_private(i) ? ALIEN_TAG : NEW_TAG) + i,
+			    "Page %d at userspace_addr: 0x%lx", i, val);
+	}
+	run(&self, STAGE_READ_AGAIN);
+
+	kvm_vm_free(self.vm);
+	kvm_munmap(self.uaddr, self.size);
+	kvm_close(self.fd);
+}
+
+/* Private memory is guest_memfd's, and only that, wherever its neighbors are. */
+TEST(vm_scoped_l1)
+{
+	if (!has_vm_scoped_vms())
+		SKIP(return, "Needs attributes that are tracked per VM");
+	test_vm_scoped(false);
+}
+
+TEST(vm_scoped_l2)
+{
+	if (!has_vm_scoped_vms())
+		SKIP(return, "Needs attributes that are tracked per VM");
+	if (!kvm_cpu_has(X86_FEATURE_SVM) && !kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "Needs nested virtualization");
+	test_vm_scoped(true);
 }
 
 TEST_HARNESS_MAIN
