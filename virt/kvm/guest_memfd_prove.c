@@ -90,8 +90,10 @@ void kvm_gmem_prove_guest_access(struct kvm *kvm, const struct kvm_memory_slot *
 
 /*
  * A page is about to be mapped into a guest, by whatever path.  Memslots whose
- * memory is guest_memfd's must map guest_memfd's page for the gfn, and nobody else
- * may map a page that a guest owns.
+ * memory is guest_memfd's must map guest_memfd's page for the gfn.  So must others
+ * that have a guest_memfd if the gfn is private, and only then: what to map for
+ * those can't change as long as mmu_lock is held.  Nobody else may map a page that
+ * a guest owns.
  */
 void kvm_gmem_prove_guest_mapping(struct kvm *kvm,
 				  const struct kvm_memory_slot *slot, gfn_t gfn,
@@ -100,19 +102,30 @@ void kvm_gmem_prove_guest_mapping(struct kvm *kvm,
 	void *owner = kvm_gmem_owner(pfn);
 	struct folio *folio;
 	struct file *file;
+	bool from_file;
 
 	WARN_ONCE(owner && owner != kvm,
 		  "pfn 0x%llx is another guest's, gets mapped", pfn);
 
-	if (!slot || !kvm_memslot_is_gmem_only(slot))
+	if (!slot || !kvm_slot_has_gmem(slot))
 		return;
 
 	file = READ_ONCE(slot->gmem.file);
-	folio = pfn_valid(pfn) ? pfn_folio(pfn) : NULL;
+	if (!file)
+		return;
 
-	WARN_ONCE(file && (!folio || folio->mapping != file->f_mapping ||
-			   folio->index != gfn - slot->base_gfn + slot->gmem.pgoff),
-		  "gfn 0x%llx gets pfn 0x%llx, which isn't guest_memfd's", gfn, pfn);
+	folio = pfn_valid(pfn) ? pfn_folio(pfn) : NULL;
+	from_file = folio && folio->mapping == file->f_mapping;
+
+	if (kvm_memslot_is_gmem_only(slot) || kvm_mem_is_private(kvm, gfn))
+		WARN_ONCE(!from_file || folio->index != gfn - slot->base_gfn +
+							slot->gmem.pgoff,
+			  "gfn 0x%llx gets pfn 0x%llx, which isn't guest_memfd's",
+			  gfn, pfn);
+	else
+		WARN_ONCE(from_file,
+			  "gfn 0x%llx is shared, gets pfn 0x%llx, which is guest_memfd's",
+			  gfn, pfn);
 }
 
 /* The page is about to be freed. */

@@ -523,6 +523,49 @@ TEST(pkvm_protected_vm)
 	test_no_private_memory(KVM_VM_TYPE_ARM_PROTECTED);
 }
 
+/*
+ * What a protected VM gets, for good, is the memory at userspace_addr, which can't be
+ * guest_memfd's: memslots are one or the other.
+ */
+TEST(pkvm_memslot)
+{
+	struct kvm_vm *vm;
+	u8 *mem, *other;
+	int fd, r;
+
+	if (!has_protected)
+		SKIP(return, "Needs pKVM");
+
+	other = kvm_mmap(page_size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	vm = vm_create_barebones_type(KVM_VM_TYPE_ARM_PROTECTED);
+	fd = vm_create_guest_memfd(vm, page_size, GUEST_MEMFD_FLAG_MMAP |
+						  GUEST_MEMFD_FLAG_INIT_SHARED);
+	mem = kvm_mmap(page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+
+	r = __vm_set_user_memory_region2(vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD, TEST_GPA,
+					 page_size, mem, fd, 0);
+	TEST_ASSERT(r == -1 && errno == EPERM, "r = %d, errno = %d", r, errno);
+	r = __vm_set_user_memory_region2(vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD, TEST_GPA,
+					 page_size, other, fd, 0);
+	TEST_ASSERT(r == -1 && errno == EPERM, "r = %d, errno = %d", r, errno);
+	vm_set_user_memory_region2(vm, TEST_SLOT, 0, TEST_GPA, page_size, other, -1, 0);
+
+	kvm_munmap(mem, page_size);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+
+	/* KVM shares memory with other VMs, that may be guest_memfd's. */
+	vm = vm_create_barebones();
+	fd = vm_create_guest_memfd(vm, page_size, GUEST_MEMFD_FLAG_MMAP |
+						  GUEST_MEMFD_FLAG_INIT_SHARED);
+	vm_set_user_memory_region2(vm, TEST_SLOT, KVM_MEM_GUEST_MEMFD, TEST_GPA,
+				   page_size, other, fd, 0);
+	kvm_close(fd);
+	kvm_vm_free(vm);
+	kvm_munmap(other, page_size);
+}
+
 /* pKVM owns stage-2, i.e. KVM can't take pages away from the guest by itself. */
 TEST(pkvm_refuses)
 {

@@ -12,9 +12,7 @@
  * Nested guests always have their page tables shadowed.  Others do if KVM runs
  * without nested paging, e.g. with kvm_amd.npt=0.
  */
-#include <sys/mman.h>
-
-#include "guest_memfd_util.h"
+#include "guest_memfd_uaddr.h"
 #include "kselftest_harness.h"
 #include "svm_util.h"
 #include "vmx.h"
@@ -33,10 +31,9 @@
 #define PT_BASE		0xd0000000ul
 #define PT_PAGES	64
 
-/* Contents: of the file, as the guest writes it, and of what isn't the guest's. */
+/* Contents: of the file, as the guest writes it, and of what it must not see. */
 #define OLD_TAG		0x6767676767670000ul
 #define NEW_TAG		0x7878787878780000ul
-#define ALIEN_TAG	0x4141414141410000ul
 #define VICTIM_TAG	0x5353535353530000ul
 
 enum stage {
@@ -135,21 +132,12 @@ static void l1_guest_code_mixed(void *data)
 	__l1_guest_code(data, guest_code_mixed);
 }
 
-enum uaddr {
-	UADDR_FILE,
-	UADDR_OTHER_MEMORY,
-	UADDR_OTHER_GMEM,
-	UADDR_NOTHING,
-};
-
 FIXTURE(uaddr) {
+	struct uaddr_map uaddr;
 	struct kvm_vm *vm;
-	struct kvm_vm *other_vm;
 	struct kvm_vcpu *vcpu;
 	int fd;
-	int other_fd;
 	u8 *mem;
-	u8 *uaddr;
 	u8 *pt_mem;
 	size_t size;
 };
@@ -223,60 +211,6 @@ FIXTURE_VARIANT_ADD(uaddr, nothing_l2_tdp) {
 #define uaddr_data FIXTURE_DATA(uaddr)
 #define uaddr_variant FIXTURE_VARIANT(uaddr)
 
-static void fill(u8 *mem, u64 tag)
-{
-	int i;
-
-	for (i = 0; i < NR_PAGES; i++)
-		*(u64 *)(mem + i * PAGE_SIZE) = tag + i;
-}
-
-static void expect(u8 *mem, u64 tag, const char *what)
-{
-	u64 val;
-	int i;
-
-	for (i = 0; i < NR_PAGES; i++) {
-		val = READ_ONCE(*(u64 *)(mem + i * PAGE_SIZE));
-		TEST_ASSERT(val == tag + i, "Page %d of %s: 0x%lx, not 0x%lx", i,
-			    what, val, tag + i);
-	}
-}
-
-static u8 *map_at(u8 *addr, size_t size, int fd)
-{
-	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-	u8 *mem = mmap(addr, size, PROT_READ | PROT_WRITE,
-		       flags | (addr ? MAP_FIXED : 0), fd, 0);
-
-	TEST_ASSERT(mem != MAP_FAILED, "mmap() failed");
-	return mem;
-}
-
-static void set_up_uaddr(uaddr_data *self, enum uaddr uaddr)
-{
-	switch (uaddr) {
-	case UADDR_FILE:
-		self->uaddr = map_at(NULL, self->size, self->fd);
-		break;
-	case UADDR_OTHER_MEMORY:
-		self->uaddr = map_at(NULL, self->size, -1);
-		fill(self->uaddr, ALIEN_TAG);
-		break;
-	case UADDR_OTHER_GMEM:
-		self->other_vm = vm_create_barebones();
-		self->other_fd = vm_create_guest_memfd(self->other_vm, self->size,
-						       MMAP_SHARED);
-		self->uaddr = map_at(NULL, self->size, self->other_fd);
-		fill(self->uaddr, ALIEN_TAG);
-		break;
-	case UADDR_NOTHING:
-		self->uaddr = map_at(NULL, self->size, -1);
-		kvm_munmap(self->uaddr, self->size);
-		break;
-	}
-}
-
 /* Have the page tables of nested guests' memory in guest_memfd, too. */
 static void set_up_nested(uaddr_data *self, const uaddr_variant *variant)
 {
@@ -309,8 +243,6 @@ FIXTURE_SETUP(uaddr)
 {
 	int i;
 
-	if (!(kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_INIT_SHARED))
-		SKIP(return, "Needs guest_memfds that can be mapped");
 	if (variant->nested && !kvm_cpu_has(X86_FEATURE_SVM) &&
 	    !kvm_cpu_has(X86_FEATURE_VMX))
 		SKIP(return, "Needs nested virtualization");
@@ -318,16 +250,15 @@ FIXTURE_SETUP(uaddr)
 		SKIP(return, "Needs nested paging for nested guests");
 
 	self->size = NR_PAGES * PAGE_SIZE;
-	self->other_fd = -1;
 	self->vm = vm_create_with_one_vcpu(&self->vcpu, variant->nested ?
 					   (void *)l1_guest_code : guest_code);
 	self->fd = vm_create_guest_memfd(self->vm, self->size, MMAP_SHARED);
 	self->mem = map_at(NULL, self->size, self->fd);
-	fill(self->mem, OLD_TAG);
-	set_up_uaddr(self, variant->uaddr);
+	fill(self->mem, self->size, OLD_TAG);
+	uaddr_init(&self->uaddr, variant->uaddr, self->size, self->fd);
 
 	vm_set_user_memory_region2(self->vm, MEM_SLOT, KVM_MEM_GUEST_MEMFD, MEM_BASE,
-				   self->size, self->uaddr, self->fd, 0);
+				   self->size, self->uaddr.mem, self->fd, 0);
 	for (i = 0; i < NR_PAGES; i++)
 		virt_pg_map(self->vm, MEM_BASE + i * PAGE_SIZE, MEM_BASE + i * PAGE_SIZE);
 	if (variant->nested)
@@ -342,10 +273,7 @@ FIXTURE_TEARDOWN(uaddr)
 	kvm_vm_free(self->vm);
 	kvm_munmap(self->mem, self->size);
 	kvm_close(self->fd);
-	if (self->other_vm) {
-		kvm_close(self->other_fd);
-		kvm_vm_free(self->other_vm);
-	}
+	uaddr_free(&self->uaddr);
 }
 
 static void run(uaddr_data *self, enum stage stage)
@@ -370,27 +298,27 @@ static void run(uaddr_data *self, enum stage stage)
 TEST_F(uaddr, memory)
 {
 	const char *victim = "what has taken the place of userspace_addr";
+	u8 *uaddr = self->uaddr.mem;
 
 	run(self, STAGE_READ);
-	if (self->other_vm)
-		expect(self->uaddr, ALIEN_TAG, "another VM's memory");
+	uaddr_expect_untouched(&self->uaddr);
 
 	/* Somebody else uses the memory, or at least the address, next. */
 	if (variant->uaddr != UADDR_NOTHING)
-		kvm_munmap(self->uaddr, self->size);
-	map_at(self->uaddr, self->size, -1);
-	fill(self->uaddr, VICTIM_TAG);
+		kvm_munmap(uaddr, self->size);
+	map_at(uaddr, self->size, -1);
+	fill(uaddr, self->size, VICTIM_TAG);
 	run(self, STAGE_READ_AGAIN);
 	run(self, STAGE_WRITTEN);
-	expect(self->uaddr, VICTIM_TAG, victim);
-	expect(self->mem, NEW_TAG, "the file");
+	expect(uaddr, self->size, VICTIM_TAG, victim);
+	expect(self->mem, self->size, NEW_TAG, "the file");
 
 	/* What is freed is out of reach. */
 	TEST_ASSERT(!fallocate(self->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
 			       HOLE * PAGE_SIZE, PAGE_SIZE), "PUNCH_HOLE failed");
 	run(self, STAGE_HOLE);
-	expect(self->uaddr, VICTIM_TAG, victim);
-	kvm_munmap(self->uaddr, self->size);
+	expect(uaddr, self->size, VICTIM_TAG, victim);
+	kvm_munmap(uaddr, self->size);
 }
 
 /* Page tables are what they are in guest_memfd. */
@@ -403,7 +331,7 @@ TEST_F(uaddr, page_tables)
 	run(self, STAGE_READ);
 	run(self, STAGE_READ_AGAIN);
 	run(self, STAGE_WRITTEN);
-	expect(self->mem, NEW_TAG, "the file");
+	expect(self->mem, self->size, NEW_TAG, "the file");
 }
 
 static bool has_vm_scoped_vms(void)
@@ -419,41 +347,38 @@ static void test_vm_scoped(bool nested)
 		.type = PRIVATE_VM_TYPE,
 	};
 	uaddr_data self = { .size = NR_PAGES * PAGE_SIZE };
-	gva_t data = 0;
+	uaddr_variant variant = { .nested = nested };
 	u64 val;
+	u8 *mem;
 	int i;
 
 	self.vm = vm_create_shape_with_one_vcpu(shape, &self.vcpu, nested ?
 						(void *)l1_guest_code_mixed :
 						guest_code_mixed);
 	self.fd = vm_create_guest_memfd(self.vm, self.size, 0);
-	set_up_uaddr(&self, UADDR_OTHER_MEMORY);
+	uaddr_init(&self.uaddr, UADDR_OTHER_MEMORY, self.size, -1);
+	mem = self.uaddr.mem;
 	vm_set_user_memory_region2(self.vm, MEM_SLOT, KVM_MEM_GUEST_MEMFD, MEM_BASE,
-				   self.size, self.uaddr, self.fd, 0);
+				   self.size, mem, self.fd, 0);
 	for (i = 0; i < NR_PAGES; i++) {
 		virt_pg_map(self.vm, MEM_BASE + i * PAGE_SIZE, MEM_BASE + i * PAGE_SIZE);
 		if (is_private(i))
 			vm_mem_set_private(self.vm, MEM_BASE + i * PAGE_SIZE, PAGE_SIZE);
 	}
-	if (nested) {
-		if (kvm_cpu_has(X86_FEATURE_VMX))
-			vcpu_alloc_vmx(self.vm, &data);
-		else
-			vcpu_alloc_svm(self.vm, &data);
-		vcpu_args_set(self.vcpu, 1, data);
-	}
+	if (nested)
+		set_up_nested(&self, &variant);
 
 	run(&self, STAGE_READ);
 	run(&self, STAGE_WRITTEN);
 	for (i = 0; i < NR_PAGES; i++) {
-		val = READ_ONCE(*(u64 *)(self.uaddr + i * PAGE_SIZE));
+		val = READ_ONCE(*(u64 *)(mem + i * PAGE_SIZE));
 		TEST_ASSERT(val == (is_private(i) ? ALIEN_TAG : NEW_TAG) + i,
 			    "Page %d at userspace_addr: 0x%lx", i, val);
 	}
 	run(&self, STAGE_READ_AGAIN);
 
 	kvm_vm_free(self.vm);
-	kvm_munmap(self.uaddr, self.size);
+	kvm_munmap(mem, self.size);
 	kvm_close(self.fd);
 }
 
@@ -474,4 +399,9 @@ TEST(vm_scoped_l2)
 	test_vm_scoped(true);
 }
 
-TEST_HARNESS_MAIN
+int main(int argc, char *argv[])
+{
+	require_gmem_attributes();
+
+	return test_harness_run(argc, argv);
+}
