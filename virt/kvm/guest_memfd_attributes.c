@@ -194,7 +194,8 @@ pgoff_t kvm_gmem_attributes_commit(struct kvm_gmem_attributes *attrs,
 	r = kvm_gmem_range_find(attrs, start - (insert && start));
 	for (; r && r->start < end + insert; r = next) {
 		if (nr++ >= KVM_GMEM_COMMIT_BATCH && r->start < end) {
-			last = end = r->start;
+			end = r->start;
+			last = end;
 			break;
 		}
 

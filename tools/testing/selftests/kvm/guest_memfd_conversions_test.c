@@ -33,6 +33,7 @@
  * All tests run with VMs that track attributes in guest_memfd, no matter what
  * kvm.vm_memory_attributes says, as a VM can opt in.
  */
+#include <elf.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
@@ -50,6 +51,7 @@
 #include <unistd.h>
 
 #include <linux/falloc.h>
+#include <linux/kernel-page-flags.h>
 #include <linux/stddef.h>
 #include <linux/sizes.h>
 
@@ -1978,15 +1980,23 @@ static void write_file(const char *path, const char *val)
 
 #define CORRUPT_PFN		"/sys/kernel/debug/hwpoison/corrupt-pfn"
 
+/* Returns 0 or errno. */
+static int write_pfn(const char *path, u64 pfn)
+{
+	int r, fd = open(path, O_WRONLY);
+
+	TEST_ASSERT(fd >= 0, "Failed to open %s", path);
+	r = dprintf(fd, "0x%lx", pfn) > 0 ? 0 : errno;
+	kvm_close(fd);
+	return r;
+}
+
 /* guest_memfd keeps bad pages, whereas memory_failure() wants to get rid of them. */
 static void poison_pfn(u64 pfn)
 {
-	int fd = open(CORRUPT_PFN, O_WRONLY);
+	int r = write_pfn(CORRUPT_PFN, pfn);
 
-	TEST_ASSERT(fd >= 0, "Failed to open %s", CORRUPT_PFN);
-	TEST_ASSERT(dprintf(fd, "0x%lx", pfn) > 0 || errno == EBUSY,
-		    "Failed to poison 0x%lx, errno = %d", pfn, errno);
-	kvm_close(fd);
+	TEST_ASSERT(!r || r == EBUSY, "Failed to poison 0x%lx, errno = %d", pfn, r);
 }
 
 /*
@@ -2021,6 +2031,117 @@ TEST_F(gmem, poison_private)
 
 	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
 	guest_finds_poison(self, bad);
+}
+
+#define UNPOISON_PFN		"/sys/kernel/debug/hwpoison/unpoison-pfn"
+#define KPAGEFLAGS		"/proc/kpageflags"
+
+static u64 page_flags(u64 pfn)
+{
+	int fd = open(KPAGEFLAGS, O_RDONLY);
+	u64 flags;
+
+	TEST_ASSERT_EQ(pread(fd, &flags, sizeof(flags), pfn * sizeof(flags)),
+		       sizeof(flags));
+	kvm_close(fd);
+	return flags;
+}
+
+/* Is the memory as fill_page() left it, as far as root can tell? */
+static bool memory_is_filled(u64 pfn, u8 tag, u64 page)
+{
+	u64 pa = pfn * page_size, *mem = malloc(page_size);
+	int i, fd = open("/proc/kcore", O_RDONLY);
+	bool filled = false;
+	Elf64_Ehdr ehdr;
+	Elf64_Phdr phdr;
+
+	if (pread(fd, &ehdr, sizeof(ehdr), 0) != sizeof(ehdr))
+		ehdr.e_phnum = 0;
+
+	for (i = 0; i < ehdr.e_phnum && !filled; i++) {
+		TEST_ASSERT_EQ(pread(fd, &phdr, sizeof(phdr),
+				     ehdr.e_phoff + i * sizeof(phdr)), sizeof(phdr));
+		if (phdr.p_type == PT_LOAD && pa - phdr.p_paddr < phdr.p_filesz)
+			filled = pread(fd, mem, page_size,
+				       phdr.p_offset + pa - phdr.p_paddr) == page_size &&
+				 check_page(mem, tag, page, page_size) < 0;
+	}
+	close(fd);
+	free(mem);
+	return filled;
+}
+
+/*
+ * Returns the pfn of a page that was allocated, and never written, or 0.  There's no
+ * way to ask for it, but memory that is free is used again.
+ */
+static u64 never_written_pfn(gmem_data *self, u64 page, u8 tag)
+{
+	u64 pfn, flags;
+	int i;
+
+	for (i = 0; i < 20; i++) {
+		host_fill(self, page, 1, tag);
+		pfn = host_pfn(page_hva(self, page));
+
+		punch_hole(self->fd, page * page_size, page_size);
+		kvm_fallocate(self->fd, FALLOC_FL_KEEP_SIZE, page * page_size, page_size);
+		self->pages[page].tag = 0;
+
+		/* This drains LRU batches, and so has the page's flags set. */
+		TEST_ASSERT(!mlock(&self->vm, 1) && !munlock(&self->vm, 1),
+			    "mlock() failed");
+		flags = page_flags(pfn);
+		if (flags & BIT_ULL(KPF_UNEVICTABLE) && !(flags & BIT_ULL(KPF_UPTODATE)))
+			return pfn;
+	}
+	return 0;
+}
+
+/* Promise 13: a page that goes bad before it is written isn't written any more. */
+TEST_F(gmem, poison_never_written)
+{
+	const u64 bad = 5;
+	u64 *hva = (u64 *)page_hva(self, bad);
+	bool filled, lost = true;
+	u64 pfn;
+	int i;
+
+	if (access(UNPOISON_PFN, F_OK) || access(KPAGEFLAGS, R_OK) || geteuid())
+		SKIP(return, "Needs CONFIG_HWPOISON_INJECT, CONFIG_PROC_PAGE_MONITOR and root");
+
+	pin_self_to_any_cpu();
+
+	/* Somebody else may get at the page before its memory is looked at. */
+	for (i = 0; i < 20 && lost; i++) {
+		pfn = never_written_pfn(self, bad, 0x6b);
+		if (!pfn)
+			SKIP(return, "Memory that is free isn't used again");
+
+		filled = memory_is_filled(pfn, 0x6b, bad);
+		poison_pfn(pfn);
+		TEST_ASSERT_EQ(host_access(hva, HOST_READ), BUS_MCEERR_AR);
+		TEST_ASSERT_EQ(host_access(hva, HOST_WRITE), BUS_MCEERR_AR);
+		guest_finds_poison(self, bad);
+
+		convert(self, bad, 1, ATTR_PRIVATE);
+		guest_finds_poison(self, bad);
+		assert_private(hva);
+
+		convert(self, bad, 1, ATTR_SHARED);
+		TEST_ASSERT_EQ(host_access(hva, HOST_READ), BUS_MCEERR_AR);
+		TEST_ASSERT(!(page_flags(pfn) & BIT_ULL(KPF_UPTODATE)),
+			    "A poisoned page was written");
+
+		punch_hole(self->fd, bad * page_size, page_size);
+		TEST_ASSERT_EQ(write_pfn(UNPOISON_PFN, pfn), 0);
+		lost = filled && !memory_is_filled(pfn, 0x6b, bad);
+	}
+	TEST_ASSERT(!lost, "A poisoned page was cleared");
+
+	guest_touch(self, bad, 1);
+	check_all(self);
 }
 
 /* Promise 14: policies apply to memory in either state, no matter who wants it. */

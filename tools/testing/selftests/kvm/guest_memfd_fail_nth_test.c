@@ -430,6 +430,37 @@ TEST_F(gmem, convert_not_given_back)
 	TEST_ASSERT_EQ(sweep.nr_eio, 4);
 }
 
+/* Promise 5: freeing a page that wasn't given back tries once more. */
+TEST_F(gmem, free_not_given_back)
+{
+	struct sweep sweep = { .range = { 10, 1, ATTR_SHARED } };
+	bool injected;
+	int err, nth = 0;
+
+	if (!init_sweep(&sweep, self, variant))
+		SKIP(return, FAIL_NTH_NEEDS);
+
+	do {
+		convert(self, 10, 1, ATTR_PRIVATE);
+		guest_fill(self, 10, 1, 0x77);
+
+		fail_nth_start(sweep.fail_nth_fd, ++nth);
+		err = call_convert(&sweep);
+		injected = fail_nth_stop(sweep.fail_nth_fd);
+	} while (injected && err != EIO);
+
+	if (!injected)
+		SKIP(return, "Needs CONFIG_KVM_PROVE_GMEM");
+
+	/* KVM_PROVE_GMEM warns of a page that still is the guest's. */
+	punch_hole(self->fd, 10 * page_size, page_size);
+	self->pages[10].tag = 0;
+	check_all(self);
+
+	convert(self, 10, 1, ATTR_SHARED);
+	check_all(self);
+}
+
 /* Promise 1: a record that's large. */
 TEST_F(gmem, convert_fragmented)
 {

@@ -6,6 +6,9 @@
  *
  * What a system call says about shared memory is what it says about memory of a
  * VM that has no private memory, of which no page is ever converted.
+ *
+ * And what mm does of its own accord, or because somebody asks it to get rid of
+ * pages: those of guest_memfd stay, also if nobody but a guest has them mapped.
  */
 #include <linux/fs.h>
 #include <linux/userfaultfd.h>
@@ -17,15 +20,14 @@
 #include <sys/time.h>
 #include <sys/wait.h>
 
-#include "guest_memfd_util.h"
-#include "kselftest_harness.h"
+#define NR_PAGES	16
+#define PRIVATE_PAGE	5
+
+#include "guest_memfd_fixture.h"
 
 /* Machines may be slow, and busy: it's for what hangs. */
 #undef TEST_TIMEOUT_DEFAULT
 #define TEST_TIMEOUT_DEFAULT	600
-
-#define NR_PAGES	16
-#define PRIVATE_PAGE	5
 
 /* How many conversions, and how many of each operation, race. */
 #define NR_ROUNDS	200
@@ -34,8 +36,6 @@
 #define MADV_GUARD_INSTALL	102
 #define MADV_GUARD_REMOVE	103
 #endif
-
-static size_t page_size;
 
 struct op {
 	const char *name;
@@ -181,37 +181,37 @@ static void ignore(int sig)
 {
 }
 
-/* Offline the memory that the first page is in, for as long as it takes to refuse. */
-static int op_offline(u8 *mem, size_t size, int arg)
+#define MEMORY		"/sys/devices/system/memory/"
+
+/* Offline the memory that a page is in, for as long as it takes to refuse. */
+static int offline_memory(u64 pfn)
 {
-	const char *block_size = "/sys/devices/system/memory/block_size_bytes";
 	const struct itimerval expires = { .it_value.tv_usec = 200000 }, never = { };
 	unsigned long bytes = 0;
 	char path[64];
 	FILE *f;
-	u64 pfn;
-	int fd;
+	int r;
 
-	f = fopen(block_size, "r");
+	f = fopen(MEMORY "block_size_bytes", "r");
 	if (!f)
 		return errno;
-	TEST_ASSERT(fscanf(f, "%lx", &bytes) == 1, "Failed to read %s", block_size);
+	TEST_ASSERT(fscanf(f, "%lx", &bytes) == 1, "Failed to read block_size_bytes");
 	fclose(f);
 
-	READ_ONCE(*mem);
-	fd = open("/proc/self/pagemap", O_RDONLY);
-	TEST_ASSERT(pread(fd, &pfn, sizeof(pfn), (uintptr_t)mem / page_size * sizeof(pfn)) ==
-		    sizeof(pfn), "Failed to read pagemap");
-	close(fd);
-	pfn &= (1ull << 55) - 1;
-
-	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%llu/state",
-		 pfn * page_size / bytes);
+	snprintf(path, sizeof(path), MEMORY "memory%lu/state", pfn * page_size / bytes);
 	sigaction(SIGPROF, &(struct sigaction) { .sa_handler = ignore }, NULL);
 	setitimer(ITIMER_PROF, &expires, NULL);
-	if (!op_write(path, "offline"))
-		TEST_ASSERT(!op_write(path, "online"), "%s is offline", path);
+	r = op_write(path, "offline");
 	setitimer(ITIMER_PROF, &never, NULL);
+	if (!r)
+		TEST_ASSERT(!op_write(path, "online"), "%s is offline", path);
+	return r;
+}
+
+/* What it says depends on what else is there. */
+static int op_offline(u8 *mem, size_t size, int arg)
+{
+	offline_memory(host_pfn(mem));
 	return 0;
 }
 
@@ -244,10 +244,10 @@ static const struct op ops[] = {
 	{ "offline", op_offline, .host_wide = true },
 };
 
-/* The operations, but for those that aren't asked for. */
-#define for_each_op(op)							\
-	for (op = ops; op < ops + ARRAY_SIZE(ops); op++)		\
-		if (do_host_wide || !op->host_wide)
+static bool is_wanted(const struct op *op)
+{
+	return do_host_wide || !op->host_wide;
+}
 
 FIXTURE(mapping) {
 	struct kvm_vm *vm;
@@ -261,9 +261,6 @@ FIXTURE(mapping) {
 
 FIXTURE_SETUP(mapping)
 {
-	if (!arch_has_private_vms())
-		SKIP(return, "Needs VMs with private memory");
-
 	self->size = NR_PAGES * page_size;
 	self->vm = vm_create_barebones_type(PRIVATE_VM_TYPE);
 	vm_enable_gmem_attributes(self->vm);
@@ -279,9 +276,6 @@ FIXTURE_SETUP(mapping)
 
 FIXTURE_TEARDOWN(mapping)
 {
-	if (!self->vm)
-		return;
-
 	kvm_munmap(self->mem, self->size);
 	kvm_munmap(self->control, self->size);
 	kvm_close(self->fd);
@@ -342,7 +336,10 @@ TEST_F(mapping, before)
 	const struct op *op;
 	int r, expected;
 
-	for_each_op(op) {
+	for (op = ops; op < ops + ARRAY_SIZE(ops); op++) {
+		if (!is_wanted(op))
+			continue;
+
 		fill(self);
 		expected = op->fn(self->control, self->size, op->arg);
 		r = op->fn(self->mem, self->size, op->arg);
@@ -362,7 +359,10 @@ TEST_F(mapping, while_private)
 	const struct op *op;
 	int r, expected;
 
-	for_each_op(op) {
+	for (op = ops; op < ops + ARRAY_SIZE(ops); op++) {
+		if (!is_wanted(op))
+			continue;
+
 		fill(self);
 		convert_page(self, ATTR_PRIVATE);
 
@@ -401,7 +401,10 @@ TEST_F(mapping, meanwhile)
 	const struct op *op;
 	int j, r;
 
-	for_each_op(op) {
+	for (op = ops; op < ops + ARRAY_SIZE(ops); op++) {
+		if (!is_wanted(op))
+			continue;
+
 		fill(self);
 		pthread_create(&thread, NULL, convert_in_a_loop, self);
 		for (j = 0; j < NR_ROUNDS / 10; j++) {
@@ -516,6 +519,66 @@ TEST_F(mapping, uffd_modes)
 	close(uffd);
 }
 
+static void check_pages_stayed(gmem_data *self, const char *what)
+{
+	struct gmem_info info = {};
+
+	gmem_read_info(self->fd, &info);
+	TEST_ASSERT(info.populated == NR_PAGES, "%s: %llu pages are left", what,
+		    info.populated);
+	check_guest(self);
+	check_host(self);
+	convert(self, 0, NR_PAGES, ATTR_PRIVATE);
+	check_all(self);
+	convert(self, 0, NR_PAGES, ATTR_SHARED);
+	check_all(self);
+}
+
+/*
+ * Pages stay where they are, contents and all.  Guests don't take references to what
+ * they have mapped, and guest_memfd has no use for PG_dirty: to mm, a private page is
+ * one that nobody would miss.
+ */
+TEST_F(gmem, pages_stay)
+{
+	const struct op *op;
+
+	for (op = ops; op < ops + ARRAY_SIZE(ops); op++) {
+		if (!is_wanted(op))
+			continue;
+
+		make_mixed(self);
+		op->fn(self->mem, self->size, op->arg);
+		check_pages_stayed(self, op->name);
+	}
+}
+
+/* Only who looks before it is converted can tell which page a private one is. */
+TEST_F(gmem, private_page_stays)
+{
+	char address[32];
+	u64 pfn, nr_faults;
+
+	if (!do_host_wide || access(MEMORY "soft_offline_page", W_OK))
+		SKIP(return, "Needs option -g, CONFIG_MEMORY_HOTPLUG and root");
+
+	pfn = host_pfn(page_hva(self, 2));
+	make_mixed(self);
+	nr_faults = nr_guest_faults(self->vcpu);
+
+	snprintf(address, sizeof(address), "0x%lx", pfn * page_size);
+	TEST_ASSERT(op_write(MEMORY "soft_offline_page", address),
+		    "A private page was soft-offlined");
+	guest_touch(self, 2, 1);
+	TEST_ASSERT_EQ(nr_guest_faults(self->vcpu), nr_faults);
+	check_pages_stayed(self, "soft_offline_page");
+
+	make_mixed(self);
+	TEST_ASSERT(offline_memory(pfn), "The memory of a private page was offline");
+	check_pages_stayed(self, "offline");
+	TEST_ASSERT_EQ(host_pfn(page_hva(self, 2)), pfn);
+}
+
 int main(int argc, char *argv[])
 {
 	page_size = getpagesize();
@@ -526,6 +589,7 @@ int main(int argc, char *argv[])
 		argv++;
 		argc--;
 	}
+	gmem_test_init(&argc, argv);
 
 	return test_harness_run(argc, argv);
 }
