@@ -33,7 +33,6 @@
  * All tests run with VMs that track attributes in guest_memfd, no matter what
  * kvm.vm_memory_attributes says, as a VM can opt in.
  */
-#include <elf.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
@@ -50,6 +49,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <linux/elf.h>
 #include <linux/falloc.h>
 #include <linux/kernel-page-flags.h>
 #include <linux/stddef.h>
@@ -2053,8 +2053,8 @@ static bool memory_is_filled(u64 pfn, u8 tag, u64 page)
 	u64 pa = pfn * page_size, *mem = malloc(page_size);
 	int i, fd = open("/proc/kcore", O_RDONLY);
 	bool filled = false;
-	Elf64_Ehdr ehdr;
-	Elf64_Phdr phdr;
+	struct elf64_hdr ehdr;
+	struct elf64_phdr phdr;
 
 	if (pread(fd, &ehdr, sizeof(ehdr), 0) != sizeof(ehdr))
 		ehdr.e_phnum = 0;
