@@ -66,8 +66,10 @@ FIXTURE_SETUP(transient)
 		SKIP(return, "Needs VMs with private memory");
 
 	self->size = NR_PAGES * page_size;
-	self->vm = vm_create_shape_with_one_vcpu(shape, &self->vcpu, guest_code);
+	self->vm = __vm_create(shape, 1, NR_PAGES);
 	vm_enable_gmem_attributes(self->vm);
+	self->vcpu = vm_vcpu_add(self->vm, 0, guest_code);
+	kvm_arch_vm_finalize_vcpus(self->vm);
 	self->fd = vm_create_guest_memfd(self->vm, self->size, MMAP_SHARED);
 	self->mem = kvm_mmap(self->size, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd);
 	memset(self->mem, 1, self->size);
