@@ -562,8 +562,15 @@ TEST_F(gmem, private_page_stays)
 	if (!do_host_wide || access(MEMORY "soft_offline_page", W_OK))
 		SKIP(return, "Needs option -g, CONFIG_MEMORY_HOTPLUG and root");
 
-	pfn = host_pfn(page_hva(self, 2));
 	make_mixed(self);
+
+	/* mm keeps what it takes for dirty: have nobody but the guest write to it. */
+	convert(self, 2, 1, ATTR_SHARED);
+	punch_hole(self->fd, 2 * page_size, page_size);
+	guest_fill(self, 2, 1, 0x33);
+	pfn = host_pfn(page_hva(self, 2));
+	convert(self, 2, 1, ATTR_PRIVATE);
+	guest_touch(self, 2, 1);
 	nr_faults = nr_guest_faults(self->vcpu);
 
 	snprintf(address, sizeof(address), "0x%lx", pfn * page_size);
