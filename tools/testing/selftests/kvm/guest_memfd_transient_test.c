@@ -3,8 +3,7 @@
  * Conversions to private don't fail for references that nobody has on purpose, and
  * that will be gone as soon as somebody gets the CPU: of processes that fault,
  * unmap, or exit, and of the kernel when it looks at pages.  Neither does a vCPU
- * exit because memory is converted while it faults, or fault again because other
- * memory is zapped.
+ * exit because memory is converted while it faults.
  *
  * Run it on a busy machine, too, and on a kernel that can be preempted anywhere.
  */
@@ -24,8 +23,6 @@
 #define NR_PAGES	1024
 #define MEM_GPA		0x40000000ul
 #define MEM_SLOT	10
-#define HOLE_GPA	0x80000000ul
-#define HOLE_SIZE	(32ul << 20)
 
 /* How many times the memory is converted to private, and back. */
 #define NR_ROUNDS	150
@@ -36,22 +33,19 @@ FIXTURE(transient) {
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
 	int fd;
-	int hole_fd;
 	u8 *mem;
 	size_t size;
 };
 
 #define transient_data FIXTURE_DATA(transient)
 
-static void guest_code(u64 size, u64 page_size, bool sync)
+static void guest_code(u64 size, u64 page_size)
 {
 	u64 offset;
 
 	for (;;) {
 		for (offset = 0; offset < size; offset += page_size)
 			READ_ONCE(*(u64 *)(MEM_GPA + offset));
-		if (sync)
-			GUEST_SYNC(0);
 	}
 }
 
@@ -290,7 +284,7 @@ TEST_F(transient, guest)
 				   self->size, self->mem, self->fd, 0);
 	for (i = 0; i < NR_PAGES; i++)
 		virt_pg_map(self->vm, MEM_GPA + i * page_size, MEM_GPA + i * page_size);
-	vcpu_args_set(self->vcpu, 3, self->size, page_size, false);
+	vcpu_args_set(self->vcpu, 2, self->size, page_size);
 
 	/* Without SA_RESTART, for KVM_RUN to return. */
 	sigaction(SIGUSR1, &(struct sigaction) { .sa_handler = ignore }, NULL);
@@ -307,75 +301,6 @@ TEST_F(transient, guest)
 		sched_yield();
 	}
 }
-
-#ifdef __aarch64__
-static void *punch_holes(void *arg)
-{
-	transient_data *self = arg;
-
-	while (!READ_ONCE(guest_stop)) {
-		kvm_fallocate(self->hole_fd, FALLOC_FL_KEEP_SIZE, 0, HOLE_SIZE);
-		kvm_fallocate(self->hole_fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
-			      0, HOLE_SIZE);
-	}
-	return NULL;
-}
-
-/* How many exits it takes the guest to touch all of its memory, at most. */
-static u64 max_exits(transient_data *self, u8 *mem, int nr_rounds)
-{
-	u64 nr_exits, max = 0;
-	int i;
-
-	for (i = 0; i < nr_rounds; i++) {
-		kvm_madvise(mem, self->size, MADV_DONTNEED);
-		memset(mem, 1, self->size);
-
-		nr_exits = vcpu_get_stat(self->vcpu, exits);
-		vcpu_run(self->vcpu);
-		max = max(max, vcpu_get_stat(self->vcpu, exits) - nr_exits);
-	}
-	return max;
-}
-
-/*
- * A guest that touches memory elsewhere doesn't fault again and again for as long
- * as it takes to zap memory of a guest_memfd.  It exits for each page, and for the
- * host's timer: how often is up to the machine.  On x86, it also exits for each TLB
- * that is flushed.
- */
-TEST_F(transient, guest_elsewhere)
-{
-	u64 nr_exits, expected;
-	pthread_t thread;
-	u8 *mem;
-	int i;
-
-	mem = kvm_mmap(self->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	madvise(mem, self->size, MADV_NOHUGEPAGE);
-	vm_set_user_memory_region(self->vm, MEM_SLOT, 0, MEM_GPA, self->size, mem);
-	self->hole_fd = vm_create_guest_memfd(self->vm, HOLE_SIZE, MMAP_SHARED);
-	vm_set_user_memory_region2(self->vm, MEM_SLOT + 1, KVM_MEM_GUEST_MEMFD, HOLE_GPA,
-				   HOLE_SIZE, NULL, self->hole_fd, 0);
-	for (i = 0; i < NR_PAGES; i++)
-		virt_pg_map(self->vm, MEM_GPA + i * page_size, MEM_GPA + i * page_size);
-	vcpu_args_set(self->vcpu, 3, self->size, page_size, true);
-
-	expected = max_exits(self, mem, NR_ROUNDS / 10);
-	TEST_ASSERT(expected > NR_PAGES, "%lu exits for %u pages", expected, NR_PAGES);
-
-	guest_stop = false;
-	pthread_create(&thread, NULL, punch_holes, self);
-	nr_exits = max_exits(self, mem, NR_ROUNDS / 10);
-	WRITE_ONCE(guest_stop, true);
-	pthread_join(thread, NULL);
-	TEST_ASSERT(nr_exits < 2 * expected, "%lu exits for %u pages, %lu without holes",
-		    nr_exits, NR_PAGES, expected);
-
-	kvm_close(self->hole_fd);
-	kvm_munmap(mem, self->size);
-}
-#endif
 
 int main(int argc, char *argv[])
 {
